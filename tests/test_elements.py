@@ -24,7 +24,8 @@ def bins(z: int) -> dict[str, int | None]:
 def test_layout() -> None:
     table = element_features()
     assert NUM_FEATURES == 92
-    assert table.shape == (119, 92) and table.dtype == torch.float32
+    assert table.shape == (119, 92)
+    assert table.dtype == torch.float32
     assert not table[0].any()
     assert set(table.unique().tolist()) == {0.0, 1.0}
     start = 0
@@ -84,7 +85,8 @@ def test_no_such_symbol(name: str) -> None:
 def test_radii() -> None:
     radii = covalent_radii()
     assert radii.shape == (119,)
-    assert radii[6] == pytest.approx(0.76) and radii[55] == pytest.approx(2.44)
+    assert radii[6] == pytest.approx(0.76)
+    assert radii[55] == pytest.approx(2.44)
 
 
 def test_import_leaves_pymatgen_and_ase_alone() -> None:

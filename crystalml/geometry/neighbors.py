@@ -1,0 +1,151 @@
+"""Periodic neighbours: vesin finds the pairs, torch recomputes their vectors so that gradients flow."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crystalml.errors import CellError, NonFiniteError
+
+if TYPE_CHECKING:
+    from crystalml.crystal import CrystalBatch
+
+MAX_PAIRS = 50_000_000  # of one crystal; more means a collapsed cell, and would exhaust the memory
+
+
+class Neighbors(NamedTuple):
+    """The m directed pairs of a batch: vector = x_j + shift @ L - x_i, sorted by i.
+
+    i, j: (m,) atoms of the flat batch. shift: (m, 3) integers. vector: (m, 3) and distance: (m,) in Angstrom.
+    """
+
+    i: Tensor
+    j: Tensor
+    shift: Tensor
+    vector: Tensor
+    distance: Tensor
+
+
+def neighbor_list(batch: CrystalBatch, cutoff: float) -> Neighbors:
+    """All pairs over all images with |x_j + k L - x_i| < cutoff, both directions, own images included.
+
+    Exact for skewed and for small cells. `vector` and `distance` are differentiable in frac and lattice; the
+    choice of pairs is not, so weigh them with something that vanishes at the cutoff.
+    Raises NonFiniteError, CellError (singular, or so small that the list would not fit).
+    """
+    import vesin
+
+    _check(batch, cutoff)
+    search = vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=1)
+    lattice = batch.lattice.detach().double().cpu()
+    points = _positions(batch.frac.detach().double().cpu(), lattice, batch.num_atoms.cpu())
+    found, start = [], 0
+    for box, x in zip(lattice.numpy(), points, strict=True):
+        i, j, shift = search.compute(points=x.numpy(), box=box, periodic=True, quantities="ijS")
+        pairs = [torch.from_numpy(k.astype("int64")) for k in (i, j, shift)]
+        found.append((pairs[0] + start, pairs[1] + start, pairs[2]))
+        start += len(x)
+    i, j, shift = (torch.cat(part).to(batch.device) for part in zip(*found, strict=True))
+    cell = batch.frac.detach().floor().long()  # the search saw every atom inside the home cell
+    shift = shift + cell[i] - cell[j]
+    delta = batch.frac[j] - batch.frac[i] + shift.to(batch.dtype)
+    vector = torch.einsum("mi,mij->mj", delta, batch.lattice[batch.index[i]])
+    return Neighbors(i, j, shift, vector, torch.linalg.vector_norm(vector, dim=-1))
+
+
+def min_distances(batch: CrystalBatch) -> Tensor:
+    """(b,) shortest interatomic distance of each crystal in Angstrom, over all images, own images included.
+
+    No arrangement is sparser than close packing: d <= (sqrt(2) V / N)^(1/3), and an atom's own image is no
+    farther than the shortest lattice vector, so a search within the smaller of the two always finds the pair.
+    Below 0.01 Angstrom that bound itself is returned; NaN marks crystals with NaN or infinite entries.
+    """
+    import vesin
+
+    lattice = batch.lattice.detach().double().cpu()
+    counts = batch.num_atoms.cpu()
+    frac = batch.frac.detach().double().cpu()
+    owner = torch.arange(len(batch)).repeat_interleave(counts)
+    bad = torch.zeros(len(batch)).index_add(0, owner, (~frac.isfinite()).any(-1).float()) > 0
+    bad |= ~lattice.isfinite().flatten(1).all(-1)
+    lattice = torch.where(bad[:, None, None], torch.eye(3, dtype=torch.float64), lattice)
+    box = minkowski_reduce(lattice)
+    packing = (2**0.5 * torch.linalg.det(box).abs() / counts) ** (1 / 3)
+    bound = torch.minimum(packing, torch.linalg.vector_norm(box, dim=-1).amin(-1))
+    bound[bad] = torch.nan
+    out = bound.clone()
+    for k, x in enumerate(_positions(frac, lattice, counts)):
+        if bound[k] > 0.01:  # False for NaN
+            cutoff = float(bound[k]) * (1 + 1e-6)
+            search = vesin.NeighborList(cutoff=cutoff, full_list=False, n_threads=1)
+            (distance,) = search.compute(
+                points=x.numpy(), box=box[k].numpy(), periodic=True, quantities="d", copy=False
+            )
+            out[k] = min(float(distance.min(initial=float(bound[k]))), float(bound[k]))
+    return out.to(batch.device, batch.dtype)
+
+
+def minkowski_reduce(lattice: Tensor) -> Tensor:
+    """(b, 3, 3) -> the same lattices with the shortest possible vectors as rows, shortest first.
+
+    Greedy reduction (Nguyen & Stehle, ACM Trans. Algorithms 5, 46 (2009)): each vector in turn loses the
+    nearest lattice vector of the shorter ones. Not differentiable; the handedness may change.
+    """
+    near = torch.tensor(
+        list(itertools.product((-1, 0, 1), repeat=2)), dtype=lattice.dtype, device=lattice.device
+    )
+    lattice = lattice.detach()
+    for _ in range(200):  # converges like Euclid's algorithm: a handful of rounds
+        before = torch.linalg.vector_norm(lattice, dim=-1)
+        order = before.argsort(-1)[..., None].expand_as(lattice)
+        a, b, c = lattice.gather(-2, order).unbind(-2)
+        b = b - _ratio((a * b).sum(-1), (a * a).sum(-1)).round()[:, None] * a
+        flat = torch.stack([a, b], -2)
+        # the 2 x 2 normal equations of c = x a + y b, then the best of the nine neighbours
+        gram, rhs = flat @ flat.mT, (flat @ c[..., None])[..., 0]
+        det = gram[:, 0, 0] * gram[:, 1, 1] - gram[:, 0, 1] ** 2
+        x = _ratio(gram[:, 1, 1] * rhs[:, 0] - gram[:, 0, 1] * rhs[:, 1], det)
+        y = _ratio(gram[:, 0, 0] * rhs[:, 1] - gram[:, 0, 1] * rhs[:, 0], det)
+        choices = c[:, None] - (torch.stack([x, y], -1).round()[:, None] + near) @ flat
+        best = torch.linalg.vector_norm(choices, dim=-1).argmin(-1)
+        c = choices[torch.arange(len(choices), device=lattice.device), best]
+        lattice = torch.stack([a, b, c], -2)
+        after = torch.linalg.vector_norm(lattice, dim=-1)
+        if not (after.sum(-1) < before.sum(-1) * (1 - 1e-12)).any():
+            break
+    order = torch.linalg.vector_norm(lattice, dim=-1).argsort(-1)[..., None].expand_as(lattice)
+    return lattice.gather(-2, order)
+
+
+def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
+    """top / bottom, and 0 where a degenerate lattice makes the bottom vanish."""
+    return torch.where(
+        bottom > 0, top / bottom.clamp(min=torch.finfo(bottom.dtype).tiny), torch.zeros_like(top)
+    )
+
+
+def _positions(frac: Tensor, lattice: Tensor, counts: Tensor) -> list[Tensor]:
+    """Cartesian positions within the home cell, one (n_k, 3) tensor a crystal."""
+    return [(f - f.floor()) @ box for f, box in zip(frac.split(counts.tolist()), lattice, strict=True)]
+
+
+def _check(batch: CrystalBatch, cutoff: float) -> None:
+    """vesin divides by the cell's volume and ends the process on NaN: refuse both here."""
+    if not 0 < cutoff < float("inf"):
+        raise ValueError(f"cutoff {cutoff} must be a positive length in Angstrom")
+    if not (batch.frac.isfinite().all() and batch.lattice.isfinite().all()):
+        raise NonFiniteError(
+            "NaN or infinity in the coordinates or the cell: there are no neighbours to find"
+        )
+    volume = batch.volume.detach().double()
+    pairs = batch.num_atoms**2 * (4.19 * cutoff**3) / volume.clamp(min=1e-300)
+    worst = int(pairs.argmax())
+    if pairs[worst] > MAX_PAIRS:
+        raise CellError(
+            f"crystal {worst} has {int(batch.num_atoms[worst])} atoms in {float(volume[worst]):.3g} cubic "
+            f"Angstrom: about {float(pairs[worst]):.0e} neighbours within {cutoff} Angstrom. "
+            "The cell has collapsed, or the cutoff is not in Angstrom"
+        )
