@@ -1,0 +1,55 @@
+"""What every test shares: one thread, no network for model hubs, no windows, the optional real data."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from crystalml.models.model import CrystalModel
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(1)  # test tensors are small: more threads only wait for each other
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real crystals, which is no part of the project: tests on it are skipped without it."""
+    folder = Path(os.environ.get("CRYSTALML_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data not at hand: no folder {folder} (set CRYSTALML_DATA to point at it)")
+    return folder
+
+
+def make_tiny_model(
+    noise: bool = True, energy: bool = True, dtype: torch.dtype = torch.float32
+) -> "CrystalModel":
+    """An untrained Crysformer of a few thousand weights whose energy varies with the crystal."""
+    from crystalml.models.crysformer import CrysformerConfig
+    from crystalml.models.heads import EnergyScale
+    from crystalml.models.model import CrystalModel, ModelConfig
+
+    encoder = CrysformerConfig(dim=16, depth=2, heads=2, edge_dim=16, frequencies=4, time_dim=8)
+    scale = EnergyScale(mean=-1.0, std=2.0) if energy else None
+    model = CrystalModel(ModelConfig(encoder, noise=noise, energy=scale)).to(dtype).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # heads that start at zero would make every law about gradients hold for free
+        for weight in model.parameters():
+            weight += 0.2 * torch.randn(weight.shape, generator=generator).to(dtype)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., "CrystalModel"]:
+    """tiny_model(noise=True, energy=True, dtype=torch.float32) -> the same untrained model every time."""
+    return make_tiny_model
