@@ -1,0 +1,1 @@
+"""What `crystalml benchmark ...` runs; every figure in the documentation comes from here."""

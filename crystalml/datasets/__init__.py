@@ -1,0 +1,1 @@
+"""Data sets: reading the corpus, splitting it fairly, packing it for training."""
