@@ -1,0 +1,109 @@
+"""Energies, forces and stresses in physical units from any model with an energy head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crystalml.crystal import CrystalBatch
+from crystalml.errors import UnsupportedError
+from crystalml.models.model import CrystalModel
+
+# Dense pair tensors (b, nmax, nmax, width) dominate memory; the graph of a gradient keeps several of them a
+# layer. Measured on Crysformer: about 5 floats a channel, pair and layer with gradient, about 8 without layers.
+_CPU_PAIRS = {True: 2**14, False: 2**16}
+_CUDA_BYTES_A_PAIR = {True: 160_000, False: 24_000}
+
+
+def pair_budget(device: torch.device, gradient: bool) -> int:
+    """How many padded pairs (b * nmax^2) to evaluate at once: fixed on a CPU, from free memory on a GPU."""
+    if device.type != "cuda":
+        return _CPU_PAIRS[gradient]
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, int(0.6 * free) // _CUDA_BYTES_A_PAIR[gradient])
+
+
+def pack(num_atoms: Tensor, max_pairs: int) -> list[Tensor]:
+    """Group crystals of similar size so that each group's b * nmax^2 stays within max_pairs.
+
+    Returns index tensors, largest crystals first (memory trouble shows at once); a group has at least one.
+    """
+    order = torch.argsort(num_atoms.cpu(), descending=True, stable=True)
+    groups, start = [], 0
+    while start < len(order):
+        widest = int(num_atoms[order[start]])
+        take = max(1, max_pairs // max(1, widest * widest))
+        groups.append(order[start : start + take])
+        start += take
+    return groups
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Maps a batch to energy (b,), energy_per_atom (b,), forces (n, 3) and stress (b, 3, 3).
+
+    E = N e(F, L) in eV, with e the model's energy per atom; forces = -dE/dX = -dE/dF L^-T in eV/A;
+    stress = sym(L^T dE/dL|_F) / V = +(1/V) dE/d(strain) in eV/A^3, positive when the cell wants to shrink.
+    The batch is moved to the model's device and dtype and split so that b * nmax^2 <= max_pairs
+    (None: chosen from the device). Raises UnsupportedError for a model without an energy head.
+    """
+
+    model: CrystalModel
+    max_pairs: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model.has_energy:
+            name = self.model.card.get("name", "this model")
+            raise UnsupportedError(f"{name} has no energy head: use one that has, such as 'dao-p'.")
+        self.model.eval()
+
+    def __call__(self, x: CrystalBatch, forces: bool = True) -> dict[str, Tensor]:
+        """Predict every crystal of x; forces=False returns the two energies only, at a fraction of the cost."""
+        weight = next(self.model.parameters())
+        x = x.to(weight.device, weight.dtype)
+        groups = pack(x.num_atoms, self.max_pairs or pair_budget(weight.device, forces))
+        parts = [self._group(x[group.to(weight.device)], forces) for group in groups]
+        back = torch.argsort(torch.cat(groups)).to(weight.device)
+        joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        if forces:
+            counts = torch.cat([x.num_atoms[group.to(weight.device)] for group in groups])
+            rows = joined["forces"].split(counts.tolist())
+            atoms = torch.cat([rows[i] for i in back.tolist()])
+            return {key: atoms if key == "forces" else value[back] for key, value in joined.items()}
+        return {key: value[back] for key, value in joined.items()}
+
+    def _group(self, x: CrystalBatch, forces: bool) -> dict[str, Tensor]:
+        try:
+            return self._gradients(x) if forces else self._energies(x)
+        except torch.OutOfMemoryError:
+            if len(x) == 1:
+                raise
+        half = len(x) // 2  # the estimate was too bold: each half needs half the memory
+        first, second = (self._group(x[part], forces) for part in (slice(half), slice(half, None)))
+        return {key: torch.cat([first[key], second[key]]) for key in first}
+
+    def _energies(self, x: CrystalBatch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            per_atom = self.model.energy(x)
+        return {"energy": per_atom * x.num_atoms, "energy_per_atom": per_atom}
+
+    def _gradients(self, x: CrystalBatch) -> dict[str, Tensor]:
+        # A caller's no_grad or inference_mode must not break forces: leaves are made outside of both.
+        with torch.inference_mode(False), torch.enable_grad():
+            frac = x.frac.detach().clone().requires_grad_(True)
+            lattice = x.lattice.detach().clone().requires_grad_(True)
+            leaves = CrystalBatch(x.numbers.clone(), frac, lattice, x.num_atoms.clone())
+            per_atom = self.model.energy(leaves)
+            energy = per_atom * leaves.num_atoms
+            d_frac, d_lattice = torch.autograd.grad(energy.sum(), (frac, lattice))
+        gradient = torch.linalg.solve(x.lattice[x.index], d_frac[..., None]).squeeze(-1)
+        virial = x.lattice.transpose(-1, -2) @ d_lattice
+        stress = (virial + virial.transpose(-1, -2)) / (2 * x.volume[:, None, None])
+        return {
+            "energy": energy.detach(),
+            "energy_per_atom": per_atom.detach(),
+            "forces": -gradient,
+            "stress": stress,
+        }
