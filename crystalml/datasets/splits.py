@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from pymatgen.core import Structure
+from pymatgen.core.structure import Structure
 
 from crystalml.errors import InputError
 from crystalml.parallel import process_map, time_limit
@@ -113,6 +113,6 @@ def random_split(count: int, shares: Mapping[str, float], seed: int) -> dict[str
     if count < 0 or not len(values) or (values < 0).any() or values.sum() > 1 + 1e-9:
         raise InputError(f"cannot cut {count} into {dict(shares)}; shares are >= 0 and sum to 1 at most")
     order = np.random.default_rng(seed).permutation(count)
-    ends = np.rint(values.cumsum() * count).astype(int)
+    ends = np.rint(np.cumsum(values) * count).astype(int)
     parts = np.split(order, ends)[: len(values)]
     return {name: np.sort(part) for name, part in zip(shares, parts, strict=True)}

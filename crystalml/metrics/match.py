@@ -7,16 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pymatgen.analysis.structure_matcher import StructureMatcher
-from pymatgen.core import Structure
+from pymatgen.core.structure import Structure
 
 from crystalml.errors import InputError
+from crystalml.metrics.intervals import Interval, bootstrap_ratio
 from crystalml.metrics.validity import has_fingerprint, is_valid_composition, is_valid_structure
 from crystalml.parallel import process_map, time_limit
-
-Floats = NDArray[np.float64]
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -151,34 +148,16 @@ def score(table: Sequence[TargetMatches], shots: int, gated: bool, seed: int = 0
         raise InputError("this table was made without the validity gate; compare again with gated=True")
     best = np.array([np.nan if (b := row.best(shots, gated)) is None else b for row in table])
     matched = np.isfinite(best)
-    rate, rmse = _bootstrap(best, np.random.default_rng(seed))
     return Score(
         shots=shots,
         gated=gated,
         match_rate=float(matched.mean()),
-        match_rate_interval=rate,
+        match_rate_interval=bootstrap_ratio(matched, np.ones(len(table)), seed),
         rmse=float(best[matched].mean()) if matched.any() else float("nan"),
-        rmse_interval=rmse,
+        rmse_interval=bootstrap_ratio(np.nan_to_num(best), matched, seed),
         matched=int(matched.sum()),
         total=len(table),
     )
-
-
-def _bootstrap(best: Floats, generator: np.random.Generator, draws: int = 2000) -> tuple[Interval, Interval]:
-    """95 % percentile intervals of match rate and RMSE, targets drawn with replacement."""
-    total = len(best)
-    weights = generator.multinomial(total, np.full(total, 1 / total), size=draws)
-    matched = weights @ np.isfinite(best)
-    sums = weights @ np.nan_to_num(best)
-    some = matched > 0
-    return _interval(matched / total), _interval(sums[some] / matched[some])
-
-
-def _interval(values: Floats) -> Interval:
-    if not len(values):
-        return (float("nan"), float("nan"))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from math import gcd
 from typing import Any
 
 from pymatgen.analysis.local_env import CrystalNN
-from pymatgen.core import Composition, Structure
+from pymatgen.core.composition import Composition
+from pymatgen.core.structure import Structure
 
 from crystalml.errors import UnsupportedError
 

@@ -1,0 +1,32 @@
+"""Bootstrap intervals: how far a figure measured on these crystals may be off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Interval = tuple[float, float]
+
+
+def bootstrap_ratio(
+    numerator: NDArray[Any], denominator: NDArray[Any], seed: int = 0, draws: int = 2000
+) -> Interval:
+    """95 % percentile interval of sum(numerator) / sum(denominator), rows drawn with replacement.
+
+    A mean has ones below; a mean over some rows has zeros in both for the others. (nan, nan) if the
+    denominator vanishes in every draw (Efron and Tibshirani 1993, chapter 13).
+    """
+    generator = np.random.default_rng(seed)
+    total = len(numerator)
+    columns = np.stack([numerator, denominator], axis=1).astype(np.float64)
+    sums = []
+    for _ in range(0, draws, 100):  # in parts: draws x rows counts at once would fill memory
+        sums.append(generator.multinomial(total, np.full(total, 1 / total), size=100) @ columns)
+    above, below = np.concatenate(sums)[:draws].T
+    some = below != 0
+    if not some.any():
+        return float("nan"), float("nan")
+    low, high = np.quantile(above[some] / below[some], [0.025, 0.975])
+    return float(low), float(high)
