@@ -1,0 +1,1 @@
+"""Lattices, the torus of fractional coordinates, Fourier features and periodic neighbours."""

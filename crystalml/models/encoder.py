@@ -1,0 +1,74 @@
+"""What every encoder gives, and the inputs they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from crystalml.crystal import CrystalBatch
+from crystalml.elements import element_features
+from crystalml.geometry.fourier import fourier_features
+from crystalml.geometry.lattice import gram, log_metric
+from crystalml.geometry.torus import wrap
+from crystalml.models.layers import TimeEmbedding
+
+Metric = Literal["gram", "log"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """node: (n, d) per-atom features. graph: (b, d) their mean over each crystal."""
+
+    node: Tensor
+    graph: Tensor
+
+
+def metric_features(lattice: Tensor, metric: Metric) -> Tensor:
+    """Rotation-invariant lattice features: G = L L^T (9) as printed, or log lengths and cosines (6)."""
+    return gram(lattice).flatten(-2) if metric == "gram" else log_metric(lattice)
+
+
+METRIC_DIM = {"gram": 9, "log": 6}
+
+
+def pair_displacements(x: CrystalBatch) -> Tensor:
+    """(b, N, N, 3) padded w(F_j - F_i) for every ordered pair, self included."""
+    frac = x.pad(x.frac)
+    return wrap(frac[:, None] - frac[:, :, None])
+
+
+class NodeEmbedding(nn.Module):
+    """h^0 = Linear[element features (92) | time embedding] (DAO §4.2; methods K6)."""
+
+    def __init__(self, dim: int, time_dim: int) -> None:
+        super().__init__()
+        table = element_features()
+        self.register_buffer("elements", table)
+        self.time = TimeEmbedding(time_dim)
+        self.mix = nn.Linear(table.shape[1] + time_dim, dim)
+
+    def forward(self, x: CrystalBatch, t: Tensor) -> Tensor:
+        """(n, dim)."""
+        species = self.elements[x.numbers]  # type: ignore[index]
+        return self.mix(torch.cat([species, self.time(t)[x.index].to(species.dtype)], -1))
+
+
+def pool(h: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real atoms: (b, N, d), (b, N) -> (b, d)."""
+    weight = mask[..., None].to(h.dtype)
+    return (h * weight).sum(1) / weight.sum(1)
+
+
+def unpad(values: Tensor, x: CrystalBatch) -> Tensor:
+    """(b, N, ...) -> (n, ...)."""
+    return values.flatten(0, 1)[x.slots()]
+
+
+def edge_inputs(x: CrystalBatch, frequencies: int, metric: Metric, first: int = 1) -> Tensor:
+    """[metric | psi(F_j - F_i)], (b, N, N, METRIC_DIM + 6 K)."""
+    psi = fourier_features(pair_displacements(x), frequencies, first)
+    lattice = metric_features(x.lattice, metric)[:, None, None].expand(*psi.shape[:3], -1)
+    return torch.cat([lattice, psi], -1)

@@ -1,0 +1,63 @@
+"""Heads: from features to noise and to energy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crystalml.crystal import CrystalBatch, Tangent
+from crystalml.geometry.torus import remove_mean
+from crystalml.models.encoder import Features
+from crystalml.models.layers import MLP
+
+
+class NoiseHead(nn.Module):
+    """Lattice noise phi_L(h_mean) @ L_t, O(3)-equivariant, and normalised score phi_F(h_i) (DAO §4.2)."""
+
+    def __init__(self, dim: int, centered: bool) -> None:
+        super().__init__()
+        self.centered = centered
+        self.lattice = nn.Linear(dim, 9, bias=False)
+        self.frac = nn.Linear(dim, 3, bias=False)
+
+    def forward(self, features: Features, x: CrystalBatch) -> Tangent:
+        with torch.autocast(x.device.type, enabled=False):
+            lattice = self.lattice(features.graph.to(x.dtype)).unflatten(-1, (3, 3)) @ x.lattice
+            frac = self.frac(features.node.to(x.dtype))
+            if self.centered:
+                frac = remove_mean(frac, x.index, x.num_atoms)
+        return Tangent(lattice=lattice, frac=frac)
+
+
+@dataclass(frozen=True)
+class EnergyScale:
+    """y = (E - mean) / std links the network's energy y to E in eV/atom; beta is that of exp(-beta y)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    beta: float = 1.0
+
+    def to_network(self, energy: Tensor) -> Tensor:
+        return (energy - self.mean) / self.std
+
+    def to_physical(self, y: Tensor) -> Tensor:
+        return y * self.std + self.mean
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class EnergyHead(nn.Module):
+    """phi_E(h_mean): a two-layer network (DAO, Appendix 3.3), (b,) in network units; starts at E = 0."""
+
+    def __init__(self, dim: int, scale: EnergyScale) -> None:
+        super().__init__()
+        self.net = MLP(dim, dim, 1)
+        nn.init.zeros_(self.net[-1].weight)  # type: ignore[arg-type]
+        nn.init.constant_(self.net[-1].bias, -scale.mean / scale.std)  # type: ignore[arg-type]
+
+    def forward(self, features: Features, x: CrystalBatch) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.net(features.graph.to(x.dtype)).squeeze(-1)

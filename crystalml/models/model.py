@@ -1,0 +1,124 @@
+"""CrystalModel: an encoder with its heads, and the plain-data description that rebuilds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from crystalml.crystal import CrystalBatch, Tangent
+from crystalml.errors import ArchitectureError, UnsupportedError
+from crystalml.models.crysformer import CrysformerConfig
+from crystalml.models.cspnet import CSPNetConfig
+from crystalml.models.encoder import Features
+from crystalml.models.heads import EnergyHead, EnergyScale, NoiseHead
+
+EncoderConfig = CrysformerConfig | CSPNetConfig
+_ENCODERS: dict[str, type[CrysformerConfig] | type[CSPNetConfig]] = {
+    "crysformer": CrysformerConfig,
+    "cspnet": CSPNetConfig,
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to rebuild a model before its weights are read.
+
+    energy: scale of the energy head, None for no such head. centered: the noise head's per-crystal mean
+    is removed.
+    """
+
+    encoder: EncoderConfig
+    noise: bool = True
+    centered: bool = False
+    energy: EnergyScale | None = None
+
+    def build(self) -> CrystalModel:
+        return CrystalModel(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        name = next(key for key, kind in _ENCODERS.items() if isinstance(self.encoder, kind))
+        return {
+            "encoder": {"name": name, **asdict(self.encoder)},
+            "noise": self.noise,
+            "centered": self.centered,
+            "energy": self.energy and self.energy.to_dict(),
+        }
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> ModelConfig:
+        try:
+            encoder = dict(data["encoder"])
+            kind = _ENCODERS[encoder.pop("name")]
+            energy = data["energy"]
+            return ModelConfig(
+                kind(**encoder),
+                bool(data["noise"]),
+                bool(data["centered"]),
+                EnergyScale(**energy) if energy else None,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArchitectureError(
+                f"the checkpoint describes no architecture this version can build ({error!r}); "
+                f"known encoders: {sorted(_ENCODERS)}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """noise: Tangent or None. energy: (b,) in network units or None. features: the encoder's."""
+
+    features: Features
+    noise: Tangent | None
+    energy: Tensor | None
+
+
+class CrystalModel(nn.Module):
+    """Encoder, noise head, energy head; the last two optional. `card` is set by the weight loader."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.card: dict[str, Any] = {}
+        self.encoder = config.encoder.build()
+        dim = self.encoder.dim
+        self.noise_head = NoiseHead(dim, config.centered) if config.noise else None
+        self.energy_head = EnergyHead(dim, config.energy) if config.energy else None
+
+    @property
+    def has_noise(self) -> bool:
+        return self.noise_head is not None
+
+    @property
+    def has_energy(self) -> bool:
+        return self.energy_head is not None
+
+    def forward(self, x: CrystalBatch, t: Tensor | None = None) -> Outputs:
+        """t: (b,) integer noise levels, 0 = clean (the default)."""
+        time = x.num_atoms.new_zeros(len(x)) if t is None else t
+        features = self.encoder(x, time)
+        noise = self.noise_head(features, x) if self.noise_head is not None else None
+        energy = self.energy_head(features, x) if self.energy_head is not None else None
+        return Outputs(features, noise, energy)
+
+    def denoise(self, x: CrystalBatch, t: Tensor) -> Tangent:
+        """Predicted lattice noise (b, 3, 3) and normalised score (n, 3) at levels t (b,)."""
+        noise = self(x, t).noise
+        if noise is None:
+            raise UnsupportedError("this model has no noise head; load one trained to generate (dao-g)")
+        return noise
+
+    def free_energy(self, x: CrystalBatch, t: Tensor | None = None) -> Tensor:
+        """(b,) f(M_t, t) = -log E[exp(-beta y_0) | M_t] in network units (DAO, Eq. 10)."""
+        energy = self(x, t).energy
+        if energy is None:
+            raise UnsupportedError("this model has no energy head; load one trained on energies (dao-p)")
+        return energy
+
+    def energy(self, x: CrystalBatch, t: Tensor | None = None) -> Tensor:
+        """(b,) formation energy in eV/atom; t = None reads x as a clean crystal."""
+        y = self.free_energy(x, t)
+        assert self.config.energy is not None  # free_energy has refused otherwise
+        return self.config.energy.to_physical(y)

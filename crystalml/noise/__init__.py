@@ -1,0 +1,1 @@
+"""Forward processes: what is added to a crystal, and what is known about removing it."""

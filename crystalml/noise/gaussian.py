@@ -1,0 +1,81 @@
+"""Variance-preserving Gaussian diffusion of any Euclidean field; here of the lattice matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from crystalml.noise.schedule import cosine_betas
+
+
+def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    """Entries t of a table, shaped to broadcast over `like`, whose rows t counts."""
+    picked = table.to(like.device)[t].to(like.dtype)
+    return picked.reshape(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True)
+class GaussianDDPM:
+    """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I) (Ho et al. 2020; DAO, Eq. 3).
+
+    betas: (T + 1,) float64, betas[0] = 0. All methods take t as (b,) integers in 0..T.
+    """
+
+    betas: Tensor
+
+    @staticmethod
+    def cosine(num_steps: int = 1000) -> GaussianDDPM:
+        return GaussianDDPM(cosine_betas(num_steps))
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.betas) - 1
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        """(T + 1,) abar_t = prod (1 - beta_s)."""
+        return (1 - self.betas).cumprod(0)
+
+    def perturb(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps."""
+        bar = _at(self.alpha_bar, t, x_0)
+        return bar.sqrt() * x_0 + (1 - bar).sqrt() * eps
+
+    def clean(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_0 = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t)."""
+        bar = _at(self.alpha_bar, t, x_t)
+        return (x_t - (1 - bar).sqrt() * eps) / bar.sqrt()
+
+    def score(self, eps: Tensor, t: Tensor) -> Tensor:
+        """+grad log q_t = -eps / sqrt(1 - abar_t)."""
+        return -eps / (1 - _at(self.alpha_bar, t, eps)).sqrt()
+
+    def variance(self, t: Tensor, s: Tensor, like: Tensor) -> Tensor:
+        """Posterior variance of x_s given x_t and x_0, s < t; beta-tilde_t for s = t - 1."""
+        bar_t, bar_s = _at(self.alpha_bar, t, like), _at(self.alpha_bar, s, like)
+        return (1 - bar_t / bar_s) * (1 - bar_s) / (1 - bar_t)
+
+    def step(self, x_t: Tensor, eps: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
+        """Ancestral step from level t to any s < t; for s = t - 1 it is DDPM's Algorithm 2.
+
+        x_s = (x_t - (1 - a) / sqrt(1 - abar_t) eps) / sqrt(a) + sqrt(variance) z, a = abar_t / abar_s.
+        """
+        bar_t, bar_s = _at(self.alpha_bar, t, x_t), _at(self.alpha_bar, s, x_t)
+        a = bar_t / bar_s
+        mean = (x_t - (1 - a) / (1 - bar_t).sqrt() * eps) / a.sqrt()
+        return mean + self.variance(t, s, x_t).sqrt() * z
+
+    def prior(self, z: Tensor) -> Tensor:
+        """x_T from standard normal numbers."""
+        return z
+
+
+def lattice_ddpm(num_steps: int = 1000) -> GaussianDDPM:
+    """The lattice process of DiffCSP, DAO and CrysDiff: cosine schedule, matrix entries in Angstrom.
+
+    The matrix is not standardised; abar_T = 2.4e-10 makes the prior N(0, 1) all the same.
+    """
+    return GaussianDDPM.cosine(num_steps)

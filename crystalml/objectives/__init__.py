@@ -1,0 +1,1 @@
+"""Training objectives: a model, a batch and a generator in, named scalar losses out."""

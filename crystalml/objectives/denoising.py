@@ -1,0 +1,53 @@
+"""The crystal-structure-prediction loss: denoise lattice and coordinates given the species."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crystalml.crystal import CrystalBatch, Tangent
+from crystalml.noise.product import CrystalNoise
+
+
+def random_times(x: CrystalBatch, num_steps: int, generator: torch.Generator | None) -> Tensor:
+    """(b,) t ~ U{1..T}, stratified over the batch: one draw in each of b equal bins, shuffled."""
+    b = len(x)
+    u = torch.rand(b, generator=generator, device=x.device, dtype=torch.float64)
+    bins = torch.randperm(b, generator=generator, device=x.device)
+    return ((bins + u) / b * num_steps).long().clamp(max=num_steps - 1) + 1
+
+
+def noise_losses(predicted: Tangent, target: Tangent, weight: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squared errors of lattice noise and normalised score; weight (b,) counts the crystals."""
+    assert predicted.lattice is not None and target.lattice is not None
+    assert predicted.frac is not None and target.frac is not None
+    lattice = (predicted.lattice - target.lattice).square().mean((-1, -2))
+    frac = (predicted.frac - target.frac).square().mean(-1)
+    atoms = weight[index]
+    return (
+        (lattice * weight).sum() / weight.sum().clamp(min=1),
+        (frac * atoms).sum() / atoms.sum().clamp(min=1),
+    )
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """L_L + L_F of DiffCSP (Eqs. 4, 8), CrysDiff and DAO (Eqs. 3-4); both weights 1."""
+
+    noise: CrystalNoise
+    lattice_weight: float = 1.0
+    frac_weight: float = 1.0
+
+    def __call__(
+        self, model: nn.Module, x: CrystalBatch, *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """{"loss", "lattice", "frac"}: scalars."""
+        t = random_times(x, self.noise.num_steps, generator)
+        noisy, target = self.noise.perturb(x, t, generator)
+        lattice, frac = noise_losses(
+            model(noisy, t).noise, target, torch.ones_like(x.lattice[:, 0, 0]), x.index
+        )
+        loss = self.lattice_weight * lattice + self.frac_weight * frac
+        return {"loss": loss, "lattice": lattice, "frac": frac}

@@ -1,0 +1,96 @@
+"""One typed function per published system: which network meets which noise, objective and sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from crystalml.errors import InputError
+from crystalml.models.crysformer import CrysformerConfig
+from crystalml.models.cspnet import CSPNetConfig
+from crystalml.models.heads import EnergyScale
+from crystalml.models.model import CrystalModel, ModelConfig
+from crystalml.noise.product import CrystalNoise
+from crystalml.objectives.denoising import Denoising
+from crystalml.objectives.energy import IntermediateEnergy
+from crystalml.sample.predictor_corrector import PredictorCorrector
+
+Size = Literal["tiny", "small", "base", "paper"]
+
+_CRYSFORMER: dict[Size, CrysformerConfig] = {
+    "tiny": CrysformerConfig(32, 2, 4, 16, 8, 32, "log"),
+    "small": CrysformerConfig(192, 6, 8, 96, 32, 128, "log"),
+    "base": CrysformerConfig(256, 8, 8, 128, 64, 128, "log"),
+    "paper": CrysformerConfig(),  # DAO, Appendix 3.1
+}
+_CSPNET: dict[Size, CSPNetConfig] = {
+    "tiny": CSPNetConfig(32, 2, 8, 32, "log"),
+    "small": CSPNetConfig(192, 6, 32, 128, "log"),
+    "base": CSPNetConfig(256, 6, 64, 128, "log"),
+    "paper": CSPNetConfig(),  # DiffCSP, Table 5
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A system ready to train: its model's description, its noise and its objective."""
+
+    name: str
+    model: ModelConfig
+    noise: CrystalNoise
+    objective: Denoising | IntermediateEnergy
+
+
+def _sized(
+    table: dict[Size, CrysformerConfig] | dict[Size, CSPNetConfig], size: str
+) -> CrysformerConfig | CSPNetConfig:
+    try:
+        return table[size]  # type: ignore[index]
+    except KeyError:
+        raise InputError(f"unknown size {size!r}; choose one of {', '.join(table)}") from None
+
+
+def _centered(size: str) -> bool:
+    """The published recipes keep the irreducible mean displacement; ours remove it."""
+    return size != "paper"
+
+
+def dao_g(size: Size = "small") -> Recipe:
+    """DAO-G: Crysformer with noise heads, stage I of the paper."""
+    noise = CrystalNoise.diffcsp(centered=_centered(size))
+    model = ModelConfig(_sized(_CRYSFORMER, size), centered=noise.centered)
+    return Recipe("dao-g", model, noise, Denoising(noise))
+
+
+def diffcsp(size: Size = "small") -> Recipe:
+    """DiffCSP: CSPNet in the same noise and objective (Jiao et al. 2023)."""
+    noise = CrystalNoise.diffcsp(centered=_centered(size))
+    model = ModelConfig(_sized(_CSPNET, size), centered=noise.centered)
+    return Recipe("diffcsp", model, noise, Denoising(noise))
+
+
+FORMATION_ENERGY = EnergyScale(mean=-4.5, std=1.0)
+"""y = E + 4.5: formation energies lie in about -4.5..1 eV/atom, so exp(-y) stays in 0.004..1."""
+
+
+def dao_p(size: Size = "small", form: Literal["exp", "poisson"] = "exp", clean: float = 0.5) -> Recipe:
+    """DAO-P on formation energy per atom: Crysformer with noise and energy heads.
+
+    clean: share of unperturbed crystals, see `IntermediateEnergy`.
+    """
+    noise = CrystalNoise.diffcsp(centered=_centered(size))
+    model = ModelConfig(_sized(_CRYSFORMER, size), centered=noise.centered, energy=FORMATION_ENERGY)
+    objective = IntermediateEnergy(noise, FORMATION_ENERGY, form=form, clean=clean)
+    return Recipe("dao-p", model, noise, objective)
+
+
+def noise_for(model: CrystalModel) -> CrystalNoise:
+    """The noise process a loaded model was trained with."""
+    return CrystalNoise.diffcsp(centered=model.config.centered)
+
+
+def sampler(
+    noise: CrystalNoise, steps: int | None = None, order: Literal["code", "paper"] = "code"
+) -> PredictorCorrector:
+    """DiffCSP's predictor-corrector; steps = None visits all levels, as published."""
+    return PredictorCorrector(noise, steps=steps, order=order)

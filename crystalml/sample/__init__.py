@@ -1,0 +1,1 @@
+"""Samplers: turn a denoiser and a noise process into crystals."""

@@ -1,0 +1,1 @@
+"""Optimisation loop, moving averages and checkpoints."""

@@ -1,0 +1,199 @@
+"""The optimisation loop, as an iterator: it yields logs, the caller shows bars and decides when to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from crystalml.crystal import CrystalBatch
+from crystalml.datasets.packed import PackedDataset, SizeBatches
+from crystalml.errors import TrainingError
+from crystalml.models.layers import fast_autocast
+from crystalml.training.checkpoint import read_tensors, write_tensors
+from crystalml.training.ema import EMA
+
+
+class Objective(Protocol):
+    def __call__(
+        self, model: nn.Module, x: CrystalBatch, *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Optimiser and schedule. The run ends at `steps` or after `minutes` of training, whichever is first.
+
+    The learning rate rises linearly for a share `warmup` of the run and falls as a cosine to a
+    hundredth; with `minutes` the share is measured in time, so that a run of any length is a whole one.
+    """
+
+    steps: int | None = None
+    minutes: float | None = None
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.02
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.minutes is None:
+            raise TrainingError("a run needs an end: give steps or minutes")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: optimiser steps, place in the data, seconds trained, crystals seen."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    crystals: int = 0
+
+    def share(self, config: FitConfig) -> float:
+        by_step = self.step / config.steps if config.steps else 0.0
+        by_time = self.seconds / (60 * config.minutes) if config.minutes else 0.0
+        return min(max(by_step, by_time), 1.0)
+
+
+def learning_rate(config: FitConfig, share: float) -> float:
+    """Linear warm-up, then cosine to 1 % of the peak."""
+    if share < config.warmup:
+        return config.lr * (share / config.warmup * 0.99 + 0.01)
+    x = (share - config.warmup) / (1 - config.warmup)
+    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * x)))
+
+
+class Run:
+    """Model, optimiser, average and progress of one training run; saved and restored whole."""
+
+    def __init__(self, model: nn.Module, config: FitConfig, path: Path | None) -> None:
+        self.model, self.config, self.path = model, config, path
+        self.device = next(model.parameters()).device
+        decayed = [p for p in model.parameters() if p.dim() > 1]
+        plain = [p for p in model.parameters() if p.dim() <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
+        self.ema = EMA(model, config.ema)
+        self.progress = Progress()
+        if path is not None and path.exists():
+            self._restore(path)
+
+    def save(self) -> None:
+        """Write the whole state atomically."""
+        if self.path is None:
+            return
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.shadow.items()}
+        for name, p in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
+        meta = {name: getattr(self.progress, name) for name in Progress.__dataclass_fields__}
+        write_tensors(self.path, tensors, {"progress": meta, "ema_updates": self.ema.updates})
+
+    def _restore(self, path: Path) -> None:
+        tensors, meta = read_tensors(path)
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        try:
+            self.model.load_state_dict(part("model."))
+            self.ema.load(part("ema."), meta["ema_updates"])
+            self.progress = Progress(**meta["progress"])
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"{path} is the state of a different run ({error}); choose another output folder"
+            ) from error
+        for name, p in self.model.named_parameters():
+            keys = {k.split(".")[1] for k in tensors if k.startswith("optimizer.") and k.endswith(f".{name}")}
+            state = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
+            moved = {k: v if k == "step" else v.to(self.device) for k, v in state.items()}
+            self.optimizer.state[p] = {
+                k: v.to(self.device) if k == "step" and v.is_cuda else v for k, v in moved.items()
+            }
+
+    def step(self, losses: dict[str, Tensor]) -> bool:
+        """Backward and update; a non-finite loss or gradient skips the update and says so."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.progress.share(self.config))
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if not bool(norm.isfinite()):
+            return False
+        self.optimizer.step()
+        self.ema.update(self.model)
+        return True
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    data: PackedDataset,
+    batches: SizeBatches,
+    config: FitConfig,
+    *,
+    state: str | Path | None = None,
+    autocast: bool | None = None,
+) -> Iterator[tuple[Run, dict[str, float]]]:
+    """Train and yield (run, losses) after every step; `run.ema` holds the averaged weights.
+
+    With `state` the run is saved there every `checkpoint_seconds` and at the end, and goes on from there
+    if the file exists: batches and noise are functions of (seed, step), so nothing is lost or repeated.
+    Under torchrun every process takes its share of each epoch's batches and gradients are averaged.
+    """
+    run = Run(model, config, Path(state) if state is not None else None)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    wrapped: nn.Module = DistributedDataParallel(model) if world > 1 else model
+    generator = torch.Generator(device=run.device)
+    skipped, saved, last = 0, time.monotonic(), time.monotonic()
+    model.train()
+    while run.progress.share(config) < 1:
+        plan = batches.epoch(run.progress.epoch)
+        plan = plan[: len(plan) // world * world][rank::world] if len(plan) >= world else plan
+        for ids in plan[run.progress.batch :]:
+            generator.manual_seed((config.seed * 7919 + run.progress.step) * world + rank)
+            x = data[ids].to(run.device)
+            with fast_autocast(run.device, autocast):
+                losses = objective(wrapped, x, generator=generator)
+            done = run.step(losses)
+            skipped = 0 if done else skipped + 1
+            if skipped > 20:
+                raise TrainingError(
+                    f"20 non-finite gradients in a row at step {run.progress.step}; lower the learning rate"
+                )
+            now = time.monotonic()
+            p = run.progress
+            run.progress = replace(
+                p,
+                step=p.step + 1,
+                batch=p.batch + 1,
+                seconds=p.seconds + now - last,
+                crystals=p.crystals + len(x) * world,
+            )
+            last = now
+            if rank == 0 and now - saved > config.checkpoint_seconds:
+                run.save()
+                saved = now
+            yield run, {name: value.item() for name, value in losses.items()}
+            if run.progress.share(config) >= 1:
+                break
+        else:
+            run.progress = replace(run.progress, epoch=run.progress.epoch + 1, batch=0)
+    if rank == 0:
+        run.save()
