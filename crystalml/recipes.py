@@ -19,13 +19,13 @@ Size = Literal["tiny", "small", "base", "paper"]
 
 _CRYSFORMER: dict[Size, CrysformerConfig] = {
     "tiny": CrysformerConfig(32, 2, 4, 16, 8, 32, "log"),
-    "small": CrysformerConfig(192, 6, 8, 96, 32, 128, "log"),
+    "small": CrysformerConfig(160, 5, 8, 64, 32, 128, "log"),
     "base": CrysformerConfig(256, 8, 8, 128, 64, 128, "log"),
     "paper": CrysformerConfig(),  # DAO, Appendix 3.1
 }
 _CSPNET: dict[Size, CSPNetConfig] = {
     "tiny": CSPNetConfig(32, 2, 8, 32, "log"),
-    "small": CSPNetConfig(192, 6, 32, 128, "log"),
+    "small": CSPNetConfig(160, 5, 32, 128, "log"),
     "base": CSPNetConfig(256, 6, 64, 128, "log"),
     "paper": CSPNetConfig(),  # DiffCSP, Table 5
 }

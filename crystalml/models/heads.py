@@ -21,6 +21,7 @@ class NoiseHead(nn.Module):
         self.centered = centered
         self.lattice = nn.Linear(dim, 9, bias=False)
         self.frac = nn.Linear(dim, 3, bias=False)
+        nn.init.zeros_(self.lattice.weight)  # multiplied by L, 5 Angstrom an entry, a random start is far off
 
     def forward(self, features: Features, x: CrystalBatch) -> Tangent:
         with torch.autocast(x.device.type, enabled=False):

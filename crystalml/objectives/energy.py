@@ -35,12 +35,14 @@ class IntermediateEnergy:
 
     Relaxation and property heads call f(M, 0), which t ~ U{1..T} never trains: with probability `clean`
     a crystal keeps t = 0. There E is certain, every regression loss has the same optimum, and the
-    absolute error is used. Crystals whose label is NaN train the noise heads alone.
+    absolute error is used. Crystals whose label is NaN train the noise heads alone. Where the data have the
+    label `off_equilibrium`, crystals with 1 there (rattled frames) always keep t = 0: they are no samples
+    of the distribution that the noise heads learn.
     """
 
     noise: CrystalNoise
     scale: EnergyScale
-    label: str = "formation_energy_per_atom"
+    label: str = "energy"
     form: Literal["exp", "poisson"] = "exp"
     clean: float = 0.2
     energy_weight: float = 1.0
@@ -52,6 +54,8 @@ class IntermediateEnergy:
         """{"loss", "lattice", "frac", "energy", "clean_mae"}: scalars; clean_mae in eV/atom."""
         t = random_times(x, self.noise.num_steps, generator)
         keep = torch.rand(len(x), generator=generator, device=x.device) < self.clean
+        if "off_equilibrium" in x.labels:
+            keep = keep | (x.labels["off_equilibrium"] == 1)
         t = torch.where(keep, torch.zeros_like(t), t)
         noisy, target = self.noise.perturb(x, t, generator)
         out = model(noisy, t)

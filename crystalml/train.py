@@ -1,0 +1,183 @@
+"""Train a recipe on packed crystals: the work behind `crystalml train`."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from crystalml import recipes
+from crystalml.datasets.packed import PackedDataset, SizeBatches
+from crystalml.errors import InputError, TrainingError
+from crystalml.models.layers import fast_autocast
+from crystalml.models.model import CrystalModel
+from crystalml.recipes import Recipe, Size
+from crystalml.training.checkpoint import load_model_file, save_model
+from crystalml.training.fit import FitConfig, Run, fit
+
+RECIPES: dict[str, Callable[[Size], Recipe]] = {
+    "dao-g": recipes.dao_g,
+    "dao-p": recipes.dao_p,
+    "diffcsp": recipes.diffcsp,
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What a training run needs beside its data.
+
+    pairs: padded atom pairs a batch may hold (count x atoms^2), which bounds time and memory.
+    init: weights to start from (fine-tuning); their own architecture replaces `size`.
+    """
+
+    recipe: str
+    out: Path
+    size: Size = "small"
+    fit: FitConfig = field(default_factory=lambda: FitConfig(minutes=10.0))
+    pairs: int = 8_000
+    max_crystals: int = 256
+    max_atoms: int | None = None
+    init: Path | None = None
+    device: str = "cpu"
+    compile: bool | None = None
+    validations: int = 20
+
+
+@dataclass(frozen=True)
+class Log:
+    """One line of a run's log: losses averaged since the last line, validation losses when measured."""
+
+    run: Run
+    losses: dict[str, float]
+    validation: dict[str, float]
+
+
+def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = None) -> Iterator[Log]:
+    """Train and yield a log line about `config.validations` times; writes into the folder `config.out`.
+
+    state.safetensors: everything needed to go on, after a kill too; running the same command resumes.
+    model.safetensors: the averaged weights, rewritten at every log line. log.csv: the losses.
+    """
+    recipe = _recipe(config)
+    data = _fitting(data, config.max_atoms, "training")
+    val = _fitting(val, config.max_atoms, "validation") if val is not None else None
+    config.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.fit.seed)  # initial weights only; every later draw has its own generator
+    model = load_model_file(config.init) if config.init else recipe.model.build()
+    model.to(config.device).train()
+    if config.compile if config.compile is not None else model.encoder.embed.mix.weight.is_cuda:
+        model.encoder.core = torch.compile(model.encoder.core, dynamic=True)  # type: ignore[method-assign]
+    batches = SizeBatches(data.num_atoms, config.pairs, config.max_crystals, seed=config.fit.seed)
+    measure = _Validation(recipe, val, config)
+    sums: dict[str, float] = {}
+    count, share, chief = 0, -1.0, not dist.is_initialized() or dist.get_rank() == 0
+    run: Run | None = None
+    state = config.out / "state.safetensors"
+    for run, losses in fit(model, recipe.objective, data, batches, config.fit, state=state):
+        sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
+        count += 1
+        now = run.progress.share(config.fit)
+        if share < 0:
+            share = now
+        if chief and (now >= 1 or now - share >= 1 / config.validations):
+            share = now
+            log = Log(run, {k: v / count for k, v in sums.items()}, measure(model, run))
+            _write(config, recipe, model, log, len(data))
+            sums, count = {}, 0
+            yield log
+    if run is None and not (config.out / "model.safetensors").exists():
+        raise TrainingError(f"{state} says the run has ended, yet {config.out} holds no model")
+
+
+def _recipe(config: TrainConfig) -> Recipe:
+    if config.recipe not in RECIPES:
+        raise InputError(f"unknown recipe {config.recipe!r}; choose one of {', '.join(RECIPES)}")
+    return RECIPES[config.recipe](config.size)
+
+
+def _fitting(data: PackedDataset, max_atoms: int | None, what: str) -> PackedDataset:
+    if max_atoms is not None:
+        data = data.select(torch.nonzero(data.num_atoms <= max_atoms)[:, 0])
+    if len(data) == 0:
+        raise InputError(f"no {what} crystals" + (f" with at most {max_atoms} atoms" if max_atoms else ""))
+    return data
+
+
+class _Validation:
+    """The objective on held-out crystals with the averaged weights; same noise every time."""
+
+    def __init__(self, recipe: Recipe, val: PackedDataset | None, config: TrainConfig) -> None:
+        self.objective, self.val, self.config = recipe.objective, val, config
+        self.plan = SizeBatches(val.num_atoms, 4 * config.pairs, 1024).epoch(0) if val is not None else []
+
+    def __call__(self, model: CrystalModel, run: Run) -> dict[str, float]:
+        if self.val is None:
+            return {}
+        generator = torch.Generator(device=run.device).manual_seed(0)
+        total: dict[str, float] = {}
+        model.eval()
+        with run.ema.applied(model), torch.no_grad(), fast_autocast(run.device):
+            for ids in self.plan:
+                x = self.val[ids].to(run.device)
+                for name, value in self.objective(model, x, generator=generator).items():
+                    total[name] = total.get(name, 0.0) + float(value) * len(ids) / len(self.val)
+        model.train()
+        return total
+
+
+def _write(config: TrainConfig, recipe: Recipe, model: CrystalModel, log: Log, crystals: int) -> None:
+    progress, path = log.run.progress, config.out / "log.csv"
+    row = {
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "minutes": round(progress.seconds / 60, 3),
+        "crystals": progress.crystals,
+        **{name: round(value, 6) for name, value in log.losses.items()},
+        **{f"val_{name}": round(value, 6) for name, value in log.validation.items()},
+    }
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+    _tensorboard(config.out, row)
+    fit_settings = {k: v for k, v in asdict(config.fit).items() if k != "checkpoint_seconds"}
+    card: dict[str, Any] = {
+        "recipe": recipe.name,
+        "training": {**row, "train_crystals": crystals, **fit_settings, "pairs": config.pairs},
+        "max_atoms": config.max_atoms,
+    }
+    with log.run.ema.applied(model):
+        save_model(model, config.out / "model.safetensors", card)
+
+
+def _tensorboard(folder: Path, row: dict[str, Any]) -> None:
+    """Mirror the CSV line where TensorBoard is installed (extra `log`)."""
+    with suppress(ImportError):
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(folder / "tensorboard")) as writer:  # type: ignore[no-untyped-call]
+            for name, value in row.items():
+                writer.add_scalar(name, value, row["step"])  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def distributed(device: str) -> Iterator[str]:
+    """Join the process group when started by torchrun; gives this process's device."""
+    if "LOCAL_RANK" not in os.environ:
+        yield device
+        return
+    cuda = device.startswith("cuda")
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield f"cuda:{os.environ['LOCAL_RANK']}" if cuda else device
+    finally:
+        dist.destroy_process_group()
