@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
+import numpy as np
 import torch
 
 from crystalml.composition import parse_composition
@@ -34,7 +35,8 @@ from crystalml.geometry.torus import wrap
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from pymatgen.core import Structure
+    from numpy.typing import ArrayLike
+    from pymatgen.core import IStructure, Structure
 
 __all__ = ["ReadResult", "parse_composition", "read_structures", "to_atoms", "to_batch", "to_structures"]
 
@@ -61,9 +63,10 @@ def to_batch(
     """
     if not dtype.is_floating_point:
         raise InputError(f"dtype {dtype} cannot hold coordinates; use torch.float32 or torch.float64")
-    parts: list[CrystalBatch] = []
+    parts, count = [], 0
     for item in _items(structures):
-        parts.append(_read_item(item, sum(map(len, parts))))
+        parts.append(_read_item(item, count))
+        count += len(parts[-1])
     if not parts:
         raise InputError("no structures given: the sequence is empty")
     batch = CrystalBatch.cat(parts)
@@ -122,10 +125,9 @@ def _read_item(item: object, k: int) -> CrystalBatch:
     raise InputError(f"structure {k}: cannot read a crystal from {type(item).__name__}: {item!r:.80}")
 
 
-def _read_structure(structure: object, k: int) -> CrystalBatch:
-    from pymatgen.core import DummySpecies, IStructure
+def _read_structure(structure: IStructure, k: int) -> CrystalBatch:
+    from pymatgen.core import DummySpecies
 
-    assert isinstance(structure, IStructure)
     _require_periodic(structure.lattice.pbc, k)
     numbers = []
     for n, site in enumerate(structure):
@@ -152,11 +154,12 @@ def _read_atoms(atoms: Atoms, k: int) -> CrystalBatch:
     return part.replace(frac=torch.linalg.solve(part.lattice[0].T, part.frac.T).T)  # X = F @ L
 
 
-def _single(numbers: object, frac: object, lattice: object) -> CrystalBatch:
-    z = torch.as_tensor(numbers, dtype=torch.long)
-    rows = torch.as_tensor(frac, dtype=torch.float64).reshape(-1, 3)
-    box = torch.as_tensor(lattice, dtype=torch.float64)[None]
-    return CrystalBatch(z, rows.clone(), box.clone(), torch.tensor([len(z)]))
+def _single(numbers: ArrayLike, frac: ArrayLike, lattice: ArrayLike) -> CrystalBatch:
+    """One crystal, copied: the arrays of pymatgen and ASE are their owners'."""
+    z = torch.from_numpy(np.array(numbers, dtype=np.int64))
+    rows = torch.from_numpy(np.array(frac, dtype=np.float64).reshape(-1, 3))
+    box = torch.from_numpy(np.array(lattice, dtype=np.float64))
+    return CrystalBatch(z, rows, box[None], torch.tensor([len(z)]))
 
 
 def _require_periodic(pbc: Sequence[bool], k: int) -> None:

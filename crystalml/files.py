@@ -34,7 +34,7 @@ def expand(path: str | Path) -> list[Path]:
 
 
 def parse(path: Path) -> list[Structure] | list[Atoms]:
-    """The crystals of one file, at least one, as its parser gives them, or a FileReadError with the reason."""
+    """The crystals of one file, at least one, as its parser gives them; else a FileReadError says why."""
     parser = _parser(path)
     if not path.is_file():
         raise FileReadError(f"{path}: no such file")

@@ -1,0 +1,117 @@
+"""Reading files: every kind, folders, globs, and bad files among good ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+from ase.build import bulk, molecule
+from ase.io import write
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+
+from crystalml.convert import read_structures
+from crystalml.errors import FileReadError
+
+SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+VASP4 = "no names\n1.0\n4 0 0\n0 4 0\n0 0 4\n1 1\nDirect\n0 0 0\n.5 .5 .5\n"
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.cif", "A.CIF", "POSCAR", "CONTCAR_3", "a.vasp", "a.json", "a.extxyz", "a.xyz"]
+)
+def test_every_kind(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    if "xyz" in name:
+        write(file, SALT.to_ase_atoms(), format="extxyz")
+    else:
+        file.write_text(
+            SALT.to(fmt={"cif": "cif", "CIF": "cif", "json": "json"}.get(name[-4:].strip("."), "poscar"))
+        )
+    ((found_name, found),), failures = read_structures(file)
+    assert found_name == str(file)
+    assert not failures
+    assert StructureMatcher(primitive_cell=False).fit(found, SALT)
+    assert len(found) == len(SALT)
+
+
+def test_frames_are_numbered(tmp_path: Path) -> None:
+    write(tmp_path / "run.extxyz", [bulk("Cu"), bulk("W"), bulk("Si")])
+    found = read_structures(str(tmp_path / "run.extxyz")).structures
+    assert [name.rpartition("@")[2] for name, _ in found] == ["0", "1", "2"]
+    assert [s.reduced_formula for _, s in found] == ["Cu", "W", "Si"]
+
+
+def test_a_list_in_json(tmp_path: Path) -> None:
+    (tmp_path / "many.json").write_text(json.dumps([SALT.as_dict(), SALT.as_dict()]))
+    assert len(read_structures(tmp_path / "many.json").structures) == 2
+
+
+def test_folder_glob_and_list(tmp_path: Path) -> None:
+    for k in range(3):
+        SALT.to(str(tmp_path / f"s{k}.cif"))
+    (tmp_path / "notes.txt").write_text("not a crystal")
+    folder = read_structures(tmp_path).structures
+    assert [Path(name).name for name, _ in folder] == ["s0.cif", "s1.cif", "s2.cif"]
+    assert len(read_structures(str(tmp_path / "s[01].cif")).structures) == 2
+    assert len(read_structures([tmp_path / "s0.cif", str(tmp_path / "s*.cif")]).structures) == 4
+
+
+BROKEN = {
+    "empty.cif": ("", "empty"),
+    "junk.cif": ("hello\nworld\n", "no structures"),
+    "empty.xyz": ("", "empty"),
+    "junk.xyz": ("hello\nworld\n", "xyz header"),
+    "short.extxyz": ('2\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3\nNa 0 0 0\n', ""),
+    "POSCAR_empty": ("  \n", ""),
+    "POSCAR_4": (VASP4, "name its elements"),
+    "junk.json": ("{", ""),
+    "other.json": ('{"a": 1}', ""),
+    "none.json": ("[]", "no crystal"),
+    "notes.txt": ("hello", r"unknown kind.*\.cif"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_say_what_is_wrong(tmp_path: Path, name: str) -> None:
+    content, message = BROKEN[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FileReadError, match=rf"{name}: .*{message}"):
+        read_structures(tmp_path / name)
+
+
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "noise.cif").write_bytes(bytes(range(256)))
+    (tmp_path / "noise.json").write_bytes(bytes(range(256)))
+    _, failures = read_structures(tmp_path, on_error="skip")
+    assert len(failures) == 2
+
+
+def test_a_molecule_is_not_a_crystal(tmp_path: Path) -> None:
+    write(tmp_path / "water.xyz", molecule("H2O"))
+    with pytest.raises(FileReadError, match=r"water.xyz: structure 0: pbc"):
+        read_structures(tmp_path / "water.xyz")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("missing.cif", "no such file"), ("*.cif", "matches no file"), ("", "no CIF")]
+)
+def test_nothing_there(tmp_path: Path, path: str, message: str) -> None:
+    with pytest.raises(FileReadError, match=message):
+        read_structures(tmp_path / path)
+    structures, ((name, error),) = read_structures(tmp_path / path, on_error="skip")
+    assert structures == []
+    assert name == str(tmp_path / path)
+    assert isinstance(error, FileReadError)
+
+
+def test_bad_files_among_good_ones_are_reported_and_the_others_go_on(tmp_path: Path) -> None:
+    for name in ("a.cif", "z.cif"):
+        SALT.to(str(tmp_path / name))
+    (tmp_path / "m.cif").write_text("data_broken\n_cell_length_a 4\n")
+    structures, failures = read_structures([tmp_path, tmp_path / "gone.cif"], on_error="skip")
+    assert [Path(name).name for name, _ in structures] == ["a.cif", "z.cif"]
+    assert [Path(name).name for name, _ in failures] == ["m.cif", "gone.cif"]
+    with pytest.raises(FileReadError, match=r"m\.cif"):
+        read_structures(tmp_path)
