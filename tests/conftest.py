@@ -41,7 +41,9 @@ def make_tiny_model(
 
     encoder = CrysformerConfig(dim=16, depth=2, heads=2, edge_dim=16, frequencies=4, time_dim=8)
     scale = EnergyScale(mean=-1.0, std=2.0) if energy else None
-    model = CrystalModel(ModelConfig(encoder, noise=noise, energy=scale)).to(dtype).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CrystalModel(ModelConfig(encoder, noise=noise, energy=scale)).to(dtype).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # heads that start at zero would make every law about gradients hold for free
         for weight in model.parameters():

@@ -21,6 +21,7 @@ from crystalml.errors import ArchitectureError, ChecksumError, CrystalMLError, W
 if TYPE_CHECKING:
     import torch
 
+    from crystalml.datasets.packed import PackedDataset
     from crystalml.models.model import CrystalModel
 
 REGISTRY = Path(__file__).with_name("registry.json")
@@ -114,7 +115,7 @@ def digest(path: Path) -> str:
 
 
 def download(address: str) -> Path:
-    """Fetch `hf://owner/repo[/file][@revision]` into the Hugging Face cache; HF_HUB_OFFLINE=1 is respected."""
+    """Fetch `hf://owner/repo[/file][@revision]` into the Hugging Face cache, HF_HUB_OFFLINE permitting."""
     body, _, revision = address.removeprefix("hf://").partition("@")
     parts = body.strip("/").split("/")
     if len(parts) < 2 or not all(parts):
@@ -142,21 +143,24 @@ def register(
     path: str | os.PathLike[str],
     name: str,
     card: Mapping[str, Any] | None = None,
+    data: PackedDataset | None = None,
     *,
     registry: Path = REGISTRY,
 ) -> ModelInfo:
     """Ship a trained file under a name: copy it beside the registry, note its sha256, write its card.
 
-    For maintainers. The entry is the file's own card updated with `card`; both use the field names of
-    ModelInfo. The file must load as it is; a name in use is replaced.
+    For maintainers. The entry is the file's own card, updated with the elements, largest cell and formula
+    units of the training set `data`, updated with `card`; all use the field names of ModelInfo. The file
+    must load as it is; a name in use is replaced.
     """
     source = Path(path)
     model = _load_file(source, "cpu", None, {})
     if (size := source.stat().st_size) > MAX_BYTES:
         raise WeightsError(f"{source} has {size} bytes, more than the {MAX_BYTES} that may be shipped.")
+    seen = training_set(data) if data is not None else {}
     target = registry.parent / f"{name}.safetensors"
     known = {f.name for f in fields(ModelInfo)}
-    entry = {key: value for key, value in {**model.card, **(card or {})}.items() if key in known}
+    entry = {key: value for key, value in {**model.card, **seen, **(card or {})}.items() if key in known}
     entry["parameters"] = sum(p.numel() for p in model.parameters())
     entry.update(name=name, file=target.name, sha256=digest(source), bytes=size)
     info = _info(name, entry)
@@ -167,6 +171,18 @@ def register(
     _write(registry, json.dumps({"version": 1, "models": dict(sorted(models.items()))}, indent=2) + "\n")
     _write(target.with_suffix(".md"), render_card(info))
     return info
+
+
+def training_set(data: PackedDataset) -> dict[str, Any]:
+    """What a card says about the crystals a model was trained on."""
+    from crystalml.elements import symbol
+    from crystalml.sample.template import FormulaUnits
+
+    return {
+        "elements": [symbol(z) for z in data.numbers.unique().tolist()],
+        "max_atoms": int(data.num_atoms.max()),
+        "formula_units": FormulaUnits.count(data.numbers, data.num_atoms).to_dict(),
+    }
 
 
 def render_card(info: ModelInfo) -> str:
@@ -188,7 +204,7 @@ def render_card(info: ModelInfo) -> str:
     if info.figures:
         lines += ["", "## Measured", "", "| figure | value |", "|---|---|"]
         lines += [f"| {key} | {value} |" for key, value in info.figures.items()]
-    lines += ["", "```python", "from crystalml import load_model", f'model = load_model("{info.name}")', "```"]
+    lines += ["", "```python", "from crystalml import load_model", "", f'load_model("{info.name}")', "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -210,7 +226,7 @@ def _load_file(
     path: Path, device: str | torch.device, dtype: torch.dtype | str | None, card: Mapping[str, Any]
 ) -> CrystalModel:
     if not path.is_file():
-        raise WeightsError(f"no weights at {path}: the file does not exist. Shipped names: `crystalml models`.")
+        raise WeightsError(f"no weights at {path}: the file does not exist. `crystalml models` lists names.")
     _require_safetensors(path.name)
     import torch
 
@@ -232,7 +248,7 @@ def _read(registry: Path) -> dict[str, dict[str, Any]]:
     try:
         return dict(json.loads(registry.read_text())["models"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"the registry {registry} is unreadable ({error}). Reinstall crystalml.") from error
+        raise WeightsError(f"{registry} is unreadable ({error}). Reinstall crystalml.") from error
 
 
 def _info(name: str, entry: Mapping[str, Any]) -> ModelInfo:
