@@ -31,7 +31,7 @@ from crystalml.predict import Predictor, pack, pair_budget
 from crystalml.sample.predictor_corrector import PredictorCorrector
 
 Work = Callable[[], object]
-REFERENCE = "CSPNet, edge by edge (reference)"
+REFERENCE = "CSPNet edge by edge"
 
 
 def run(

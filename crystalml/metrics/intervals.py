@@ -21,9 +21,9 @@ def bootstrap_ratio(
     generator = np.random.default_rng(seed)
     total = len(numerator)
     columns = np.stack([numerator, denominator], axis=1).astype(np.float64)
-    sums = []
-    for _ in range(0, draws, 100):  # in parts: draws x rows counts at once would fill memory
-        sums.append(generator.multinomial(total, np.full(total, 1 / total), size=100) @ columns)
+    weights = np.full(total, 1 / total)
+    # In parts: draws x rows counts at once would fill memory.
+    sums = [generator.multinomial(total, weights, size=100) @ columns for _ in range(0, draws, 100)]
     above, below = np.concatenate(sums)[:draws].T
     some = below != 0
     if not some.any():

@@ -27,7 +27,7 @@ def dense(metric: str, centered: bool, dtype: torch.dtype) -> CrystalModel:
     model = config.build().to(dtype).eval()
     with torch.no_grad():  # heads start at zero: any two would agree
         for weight in model.parameters():
-            weight += 0.1 * torch.randn_like(weight)
+            weight.add_(torch.randn_like(weight), alpha=0.1)
     return model
 
 

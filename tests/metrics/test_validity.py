@@ -9,7 +9,6 @@ from pymatgen.core.composition import Composition
 from pymatgen.core.lattice import Lattice
 from pymatgen.core.structure import Structure
 
-from crystalml.metrics import validity
 from crystalml.metrics.validity import has_fingerprint, is_valid, is_valid_composition, is_valid_structure
 
 smact = pytest.importorskip("smact", reason="the composition test needs the extra `metrics`")
@@ -99,6 +98,6 @@ def test_failing_neighbour_search_is_invalid(monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: object) -> None:
         raise ValueError("No Voronoi neighbors found")
 
-    monkeypatch.setattr(validity.CrystalNN, "get_nn_data", fail)
+    monkeypatch.setattr("crystalml.metrics.validity.CrystalNN.get_nn_data", fail)
     assert not has_fingerprint(rocksalt())
     assert not is_valid(rocksalt())
