@@ -73,14 +73,15 @@ FORMATION_ENERGY = EnergyScale(mean=-4.5, std=1.0)
 """y = E + 4.5: formation energies lie in about -4.5..1 eV/atom, so exp(-y) stays in 0.004..1."""
 
 
-def dao_p(size: Size = "small", form: Literal["exp", "poisson"] = "exp", clean: float = 0.5) -> Recipe:
+def dao_p(size: Size = "small", form: Literal["exp", "poisson"] = "exp", clean: float = 0.75) -> Recipe:
     """DAO-P on formation energy per atom: Crysformer with noise and energy heads.
 
-    clean: share of unperturbed crystals, see `IntermediateEnergy`.
+    clean: share of unperturbed crystals, see `IntermediateEnergy`. High, and the energy weighted by two,
+    because a short run has to choose: most users ask for the energy of a crystal, not of a noisy one.
     """
     noise = CrystalNoise.diffcsp(centered=_centered(size))
     model = ModelConfig(_sized(_CRYSFORMER, size), centered=noise.centered, energy=FORMATION_ENERGY)
-    objective = IntermediateEnergy(noise, FORMATION_ENERGY, form=form, clean=clean)
+    objective = IntermediateEnergy(noise, FORMATION_ENERGY, form=form, clean=clean, energy_weight=2.0)
     return Recipe("dao-p", model, noise, objective)
 
 

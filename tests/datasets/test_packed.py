@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from crystalml.datasets.packed import PackedDataset, SizeBatches
+from crystalml.errors import FileReadError, InputError
+from crystalml.testing import rand_crystals
+
+
+def _packed(seed: int = 0, count: int = 7) -> PackedDataset:
+    x = rand_crystals(seed, count, dtype=torch.float32)
+    energy = np.where(np.arange(count) % 2, np.nan, np.arange(count))
+    return PackedDataset.from_arrays(
+        x.numbers.numpy(), x.frac.numpy(), x.lattice.numpy(), x.num_atoms.numpy(), {"energy": energy}
+    )
+
+
+def test_crystals_survive_the_file(tmp_path: Path) -> None:
+    x, path = rand_crystals(0, 7, dtype=torch.float32), tmp_path / "a.safetensors"
+    _packed().save(path)
+    data = PackedDataset.load(path)
+    back = data[torch.arange(7)]
+    assert torch.equal(back.numbers, x.numbers) and torch.equal(back.num_atoms, x.num_atoms)
+    assert torch.equal(back.frac, x.frac) and torch.equal(back.lattice, x.lattice)
+    assert torch.equal(back.labels["energy"][::2], torch.tensor([0.0, 2, 4, 6]))
+    assert back.labels["energy"][1::2].isnan().all()
+    assert data.numbers.dtype == torch.int8 and data.num_atoms.dtype == torch.int16
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_chosen_crystals_come_in_the_order_asked() -> None:
+    data = _packed()
+    part = data[[5, 0]]
+    assert torch.equal(part.num_atoms, data.num_atoms[[5, 0]].long())
+    assert torch.equal(part[1].frac, data[[0]].frac)
+    assert torch.equal(data.select(torch.tensor([5, 0]))[[1]].frac, data[[0]].frac)
+
+
+def test_joined_sets_fill_missing_labels() -> None:
+    a, b = _packed(0, 3), _packed(1, 2)
+    bare = PackedDataset(b.numbers, b.frac, b.lattice, b.num_atoms, {})
+    joined = PackedDataset.cat([a, bare])
+    assert len(joined) == 5 and joined.labels["energy"][3:].isnan().all()
+    assert torch.equal(joined[[3]].frac, b[[0]].frac)
+
+
+def test_bad_files_and_ragged_arrays_are_refused(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"not tensors")
+    for path in (bad, tmp_path / "missing.safetensors"):
+        with pytest.raises(FileReadError, match="crystalml pack"):
+            PackedDataset.load(path)
+    with pytest.raises(InputError, match="2 atoms"):
+        PackedDataset.from_arrays(np.ones(3), np.zeros((3, 3)), np.zeros((1, 3, 3)), np.array([2]))
+
+
+def test_batches_cover_every_crystal_once_within_budget() -> None:
+    sizes = torch.randint(1, 40, (5000,), generator=torch.Generator().manual_seed(0))
+    plan = SizeBatches(sizes, budget=4000, max_crystals=64, window=1000)
+    batches = plan.epoch(0)
+    assert torch.equal(torch.cat(batches).sort().values, torch.arange(5000))
+    padded = sum(len(b) * int(sizes[b].max()) ** 2 for b in batches)
+    assert all(len(b) <= 64 and (len(b) * int(sizes[b].max()) ** 2 <= 4000) for b in batches)
+    assert padded < 1.25 * int(sizes.square().sum())  # similar sizes share a batch
+
+
+def test_epochs_differ_and_repeat_exactly() -> None:
+    sizes = torch.randint(1, 20, (500,), generator=torch.Generator().manual_seed(0))
+    plan = SizeBatches(sizes, budget=2000)
+    assert all(torch.equal(a, b) for a, b in zip(plan.epoch(3), plan.epoch(3), strict=True))
+    assert not torch.equal(torch.cat(plan.epoch(0)), torch.cat(plan.epoch(1)))
+
+
+def test_one_crystal_over_budget_still_gets_its_batch() -> None:
+    assert sorted(len(b) for b in SizeBatches(torch.tensor([50, 2, 2]), budget=100).epoch(0)) == [1, 2]

@@ -1,0 +1,84 @@
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from crystalml.datasets.packed import PackedDataset
+from crystalml.errors import InputError
+from crystalml.testing import rand_crystals
+from crystalml.train import RECIPES, TrainConfig, train
+from crystalml.training.checkpoint import load_model_file, read_tensors
+from crystalml.training.fit import FitConfig
+
+
+def _data(seed: int, count: int) -> PackedDataset:
+    x = rand_crystals(seed, count, max_atoms=4, dtype=torch.float32)
+    arrays = (v.numpy() for v in (x.numbers, x.frac, x.lattice, x.num_atoms))
+    return PackedDataset.from_arrays(*arrays, {"energy": torch.linspace(-3, 0, count).numpy()})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_logs_and_resumes(recipe: str, tmp_path: Path) -> None:
+    config = TrainConfig(recipe, tmp_path, "tiny", FitConfig(steps=6), pairs=60, validations=3, compile=False)
+    logs = list(train(config, _data(0, 12), _data(1, 5)))
+    assert logs[-1].run.progress.step == 6 and "loss" in logs[-1].validation
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert len(rows) == len(logs) >= 3 and float(rows[-1]["val_loss"]) > 0
+    model = load_model_file(tmp_path / "model.safetensors")
+    assert model.card["recipe"] == recipe and model.card["training"]["train_crystals"] == 12
+    assert list(train(config, _data(0, 12), _data(1, 5))) == []  # the run has ended
+
+
+def test_fine_tuning_starts_from_given_weights(tmp_path: Path) -> None:
+    first = TrainConfig("dao-g", tmp_path / "a", "tiny", FitConfig(steps=2), compile=False)
+    list(train(first, _data(0, 6)))
+    weights = tmp_path / "a" / "model.safetensors"
+    second = TrainConfig("dao-g", tmp_path / "b", "small", FitConfig(steps=1, lr=0.0), init=weights, compile=False)
+    list(train(second, _data(0, 6)))
+    a, b = load_model_file(weights), load_model_file(tmp_path / "b" / "model.safetensors")
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_bad_requests_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="dao-g"):
+        next(train(TrainConfig("gpt", tmp_path), _data(0, 3)))
+    with pytest.raises(InputError, match="at most 0 atoms"):
+        next(train(TrainConfig("dao-g", tmp_path, "tiny", max_atoms=0), _data(0, 3)))
+
+
+WORKER = """
+import sys, torch
+from pathlib import Path
+from crystalml.datasets.packed import PackedDataset
+from crystalml.train import TrainConfig, distributed, train
+from crystalml.training.fit import FitConfig
+
+torch.set_num_threads(1)
+data = PackedDataset.load(sys.argv[1])
+with distributed("cpu") as device:
+    config = TrainConfig("diffcsp", Path(sys.argv[2]), "tiny", FitConfig(steps=4), pairs=40, device=device, compile=False)
+    list(train(config, data))
+"""
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    """Started as torchrun starts them: one state is written, counting the crystals of both."""
+    packed, out = tmp_path / "data.safetensors", tmp_path / "run"
+    _data(0, 16).save(packed)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    base = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", WORKER, str(packed), str(out)], env=base | {"RANK": r, "LOCAL_RANK": r})
+        for r in ("0", "1")
+    ]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    _, meta = read_tensors(out / "state.safetensors")
+    assert meta["progress"]["step"] == 4 and meta["progress"]["crystals"] > 4 * 2
+    assert load_model_file(out / "model.safetensors").card["recipe"] == "diffcsp"
