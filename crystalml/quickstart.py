@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -32,9 +33,11 @@ def kagome_reference() -> Structure:
 
     Cs 1a, V 3g (the kagome net), Sb1 1b (centres of its hexagons), Sb2 4h at (1/3, 2/3, 0.7422).
     """
-    sites = [[0, 0, 0], [0.5, 0, 0.5], [0, 0, 0.5], [1 / 3, 2 / 3, 0.7422]]
-    cell = Lattice.hexagonal(5.4949, 9.3085)
-    return Structure.from_spacegroup("P6/mmm", cell, ["Cs", "V", "Sb", "Sb"], sites)
+    z = 0.7422
+    vanadium = [[0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0.5]]
+    antimony = [[0, 0, 0.5], *([x, 1 - x, h] for h in (z, 1 - z) for x in (1 / 3, 2 / 3))]
+    species = ["Cs"] + ["V"] * 3 + ["Sb"] * 5
+    return Structure(Lattice.hexagonal(5.4949, 9.3085), species, [[0, 0, 0], *vanadium, *antimony])
 
 
 @dataclass
@@ -188,9 +191,17 @@ def picture(run: Relaxation, reference: Structure, best: Row | None, path: Path)
     if best is None:
         right.set_axis_off()
     else:
-        alike = MatchTolerances().matcher().get_s2_like_s1(reference, best.structure)  # None without a match
-        _draw(right, alike or best.structure, f"{best.name}, {spacegroup(best.structure)}")
+        _draw(right, _alike(best, reference), f"{best.name}, {spacegroup(best.structure)}")
     figure.savefig(path, dpi=120)
+
+
+def _alike(best: Row, reference: Structure) -> Structure:
+    """The same crystal in the axes and origin of the reference where they match, so that eyes can compare."""
+    if best.rms is None:
+        return best.structure
+    at = MatchTolerances()
+    matcher = StructureMatcher(ltol=at.ltol, stol=at.stol, angle_tol=at.angle_tol, primitive_cell=False)
+    return matcher.get_s2_like_s1(reference, best.structure) or best.structure
 
 
 def _draw(axis: Any, structure: Structure, title: str) -> None:

@@ -1,0 +1,224 @@
+"""The command line: fast help with examples everywhere, friendly errors, and the whole way through."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+from pymatgen.core import Lattice, Structure
+from typer.testing import CliRunner
+
+import crystalml
+from crystalml import cli
+from crystalml.training.checkpoint import save_model
+
+COMMANDS = [
+    ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"],
+    ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def invoke(*args: object):
+        result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def weights(tmp_path, tiny_model):
+    path = tmp_path / "tiny.safetensors"
+    save_model(tiny_model(), path, {"name": "tiny"})
+    return path
+
+
+@pytest.fixture
+def salt(tmp_path):
+    path = tmp_path / "in" / "salt.cif"
+    path.parent.mkdir()
+    Structure(Lattice.from_parameters(4, 4, 4, 60, 60, 60), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]).to(
+        str(path)
+    )
+    return path
+
+
+# --- help -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_help_explains_and_has_examples(run, command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert "Examples" in result.output and f"crystalml {' '.join(command)}" in result.output
+
+
+def test_the_list_above_is_complete():
+    def names(app: typer.Typer) -> list[list[str]]:
+        own = [[c.name or c.callback.__name__] for c in app.registered_commands]
+        nested = [[g.name, *rest] for g in app.registered_groups for rest in names(g.typer_instance)]
+        return own + nested
+
+    assert sorted(names(cli.app)) == sorted(COMMANDS)
+
+
+def test_seed_and_device_everywhere_they_mean_something(run):
+    for command in COMMANDS:
+        text = run(*command, "--help").output
+        assert ("--device" in text) == (command not in (["models"], ["pack"]))
+        assert ("--seed" in text) == (command not in (["models"], ["relax"]))
+
+
+def test_help_is_fast_and_loads_no_torch():
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from crystalml import cli\n"
+        "assert CliRunner().invoke(cli.app, ['generate', '--help']).exit_code == 0\n"
+        "print({'torch', 'pymatgen', 'ase', 'numpy'} & set(sys.modules))\n"
+    )
+    start = time.perf_counter()
+    env = {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == "set()"
+    assert time.perf_counter() - start < 5
+
+
+def test_version_and_bare_call(run):
+    assert crystalml.__version__ in run("--version").output
+    assert "quickstart" in run().output
+
+
+# --- errors -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["generate", "NaCl", "-o", "x.foo"], "extxyz"),
+        (["generate", "NaCl", "-o", "x.cif", "--model", "no-such-model"], "no-such-model"),
+        (["generate", "NaCl", "-o", "x.cif", "-z", "1:x"], "1:x"),
+        (["relax", "x.cif", "--model", "no-such-model"], "no-such-model"),
+        (["relax", "x.cif", "-o", "x.foo"], "extxyz"),
+        (["models", "no-such-model"], "no-such-model"),
+        (["train", "dao-g", "--data", "none.safetensors", "-o", "run"], "none.safetensors"),
+        (["benchmark", "csp", "--test", "x.parquet", "--shots", "1,b"], "1,b"),
+        (["benchmark", "csp", "--test", "x.parquet", "--order", "new"], "new"),
+    ],
+)
+def test_mistakes_are_one_friendly_line_and_exit_code_2(run, args, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.output.startswith("Error: ") and result.output.count("\n") == 1
+    assert message in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_bugs_keep_their_traceback(run, monkeypatch, weights, tmp_path):
+    from crystalml.generate import StructureGenerator
+
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(StructureGenerator, "sample", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("generate", "NaCl", "-o", tmp_path / "x.cif", "--model", weights, "--device", "cpu")
+
+
+def test_the_module_and_the_script_exit_alike():
+    command = [sys.executable, "-m", "crystalml.cli", "generate", "NaCl", "-o", "x.foo"]
+    env = {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("Error: ")
+
+
+# --- work -------------------------------------------------------------------------------------------------
+def test_generate_writes_what_the_generator_draws(run, monkeypatch, weights, tmp_path, salt):
+    from crystalml import generate, recipes
+
+    noise = recipes.noise_for  # a short schedule: the published one has 1000 tables to fill
+    monkeypatch.setattr(recipes, "noise_for", lambda model: type(noise(model)).diffcsp(8))
+    crystal = Structure.from_file(salt)
+    monkeypatch.setattr(generate, "to_valid_structure", lambda x: (crystal.copy(), ""))
+    out = tmp_path / "out.jsonl"
+    options = ["-n", 2, "-z", "1:2", "--steps", 3, "--seed", 4, "--device", "cpu", "--model", weights, "-q"]
+    result = run("generate", "NaCl", "MgO", "-o", out, *options)
+    assert result.exit_code == 0 and "8 of 8 structures" in result.output
+    rows = [json.loads(line)["properties"] for line in out.read_text().splitlines()]
+    assert [(row["formula_units"], row["index"]) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)] * 2
+    assert {row["seed"] for row in rows} == {4} and {row["model"] for row in rows} == {"tiny"}
+
+
+def test_generate_says_when_fewer_come_back(run, monkeypatch, weights, tmp_path):
+    from crystalml import generate, recipes
+
+    noise = recipes.noise_for
+    monkeypatch.setattr(recipes, "noise_for", lambda model: type(noise(model)).diffcsp(8))
+    monkeypatch.setattr(generate, "to_valid_structure", lambda x: (None, "bad"))
+    out = tmp_path / "out.cif"
+    with pytest.warns(UserWarning, match="left out"):
+        result = run("generate", "NaCl", "-o", out, "--steps", 2, "--model", weights, "--device", "cpu", "-q")
+    assert result.exit_code == 1 and "0 of 1" in result.output and "4 draws rejected" in result.output
+
+
+def test_relax_reports_bad_files_and_goes_on(run, weights, salt, tmp_path):
+    (salt.parent / "bad.cif").write_text("no crystal")
+    out = tmp_path / "relaxed.extxyz"
+    result = run("relax", salt.parent, "-o", out, "--steps", 2, "--model", weights, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "bad.cif" in result.output and "1 relaxed structures" in result.output and out.exists()
+    clean = run("relax", salt, "-o", out, "--steps", 0, "--model", weights, "--device", "cpu")
+    assert clean.exit_code == 0 and "Fm-3m (225)" in clean.output
+
+
+def test_train_goes_on_and_can_be_told_not_to(run, tmp_path):
+    import torch
+
+    from crystalml.datasets.packed import PackedDataset
+
+    data = PackedDataset(
+        torch.tensor([11, 17] * 8, dtype=torch.int8),
+        torch.rand(16, 3),
+        4 * torch.eye(3).repeat(8, 1, 1),
+        torch.full((8,), 2, dtype=torch.int16),
+        {"energy": torch.zeros(8)},
+    )
+    data.save(tmp_path / "data.safetensors")
+    out = tmp_path / "run"
+    options = ["--data", tmp_path / "data.safetensors", "-o", out, "--size", "tiny", "--device", "cpu"]
+    first = run("train", "dao-p", *options, "--steps", 2)
+    assert first.exit_code == 0 and "100%" in first.output and (out / "model.safetensors").exists()
+    assert crystalml.load_model(out / "model.safetensors").has_energy
+    again = run("train", "dao-p", *options, "--steps", 2)
+    assert again.exit_code == 0
+    refused = run("train", "dao-p", *options, "--steps", 2, "--no-resume")
+    assert refused.exit_code == 2 and "--no-resume" in refused.output
+    assert run("train", "dao-x", *options, "--steps", 2).exit_code == 2
+    assert run("train", "dao-p", *options, "--steps", 2, "--size", "huge").exit_code == 2
+
+
+def test_models_lists_and_shows_cards(run, monkeypatch, tmp_path, weights):
+    from crystalml.weights import register, registry
+
+    path = tmp_path / "shelf" / "registry.json"
+    path.parent.mkdir()
+    register(weights, "tiny-p", {"description": "For tests."}, registry=path)
+    for name in ("list_models", "model_info"):
+        whole = getattr(registry, name)
+        monkeypatch.setattr(registry, name, lambda *a, whole=whole: whole(*a, path))
+    assert "tiny-p" in run("models").output
+    assert "For tests." in run("models", "tiny-p").output
+
+
+def test_pack_reads_a_crysdb_folder(run, shared_data, tmp_path):
+    pytest.importorskip("pyarrow")
+    out = tmp_path / "val.safetensors"
+    result = run("pack", shared_data, "-o", out, "--split", "val", "--max-atoms", 4)
+    assert result.exit_code == 0 and "energy (" in result.output and out.exists()
