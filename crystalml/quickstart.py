@@ -190,6 +190,7 @@ def picture(run: Relaxation, reference: Structure, best: Row | None, path: Path)
     _draw(middle, reference, "experiment (P6/mmm)")
     if best is None:
         right.set_axis_off()
+        right.set_title("no sample passed the guard")
     else:
         _draw(right, _alike(best, reference), f"{best.name}, {spacegroup(best.structure)}")
     figure.savefig(path, dpi=120)
@@ -205,25 +206,34 @@ def _alike(best: Row, reference: Structure) -> Structure:
 
 
 def _draw(axis: Any, structure: Structure, title: str) -> None:
-    """A 2 x 2 projection along c, higher atoms on top."""
-    from ase.data import covalent_radii
+    """A 2 x 2 projection along c, higher atoms on top, with the V-V bonds that make the kagome net."""
+    from ase.data import chemical_symbols, covalent_radii
     from ase.data.colors import jmol_colors
 
     cell = structure.lattice.matrix
     a = cell[0] / np.linalg.norm(cell[0])  # page axes: x along a, y in the plane of a and b
     b = cell[1] - cell[1] @ a * a
     page = np.stack([a, b / np.linalg.norm(b)], 1)
-    seen: dict[int, Any] = {}
-    for site in sorted(structure, key=lambda s: s.frac_coords[2] % 1):
-        z = site.specie.Z
-        for i in range(2):
-            for j in range(2):
-                x, y = ((site.frac_coords % 1 + [i, j, 0]) @ cell) @ page
-                look = {"s": 120 * covalent_radii[z] ** 2, "color": [jmol_colors[z]], "edgecolors": "black"}
-                seen[z] = axis.scatter(x, y, linewidths=0.6, **look)
+    sites = [
+        (site.specie.Z, (site.frac_coords % 1 + [i, j, 0]) @ cell)
+        for site in sorted(structure, key=lambda s: s.frac_coords[2] % 1)
+        for i in range(2)
+        for j in range(2)
+    ]
+    for z in dict.fromkeys(z for z, _ in sites):
+        axis.plot([], [], "o", color=jmol_colors[z], markeredgecolor="black", label=chemical_symbols[z])
+    for order, (z, x) in enumerate(sites):
+        look = {"s": 80 * covalent_radii[z] ** 2, "color": [jmol_colors[z]], "edgecolors": "black"}
+        axis.scatter(*(x @ page), linewidths=0.6, zorder=2 + order / len(sites), **look)
+    vanadium = [x for z, x in sites if chemical_symbols[z] == "V"]
+    for n, x in enumerate(vanadium):
+        for y in vanadium[:n]:
+            if np.linalg.norm(x - y) < 3.0:
+                axis.plot(*np.array([x @ page, y @ page]).T, color="dimgray", linewidth=1.5, zorder=1)
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) @ (cell[:2] @ page)
-    axis.plot(corners[:, 0], corners[:, 1], color="black", linewidth=0.8)
-    axis.legend(seen.values(), [structure.species[structure.atomic_numbers.index(z)].symbol for z in seen])
+    axis.plot(corners[:, 0], corners[:, 1], color="black", linewidth=0.8, linestyle="--", zorder=1)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, frameon=False)
     axis.set_aspect("equal")
+    axis.margins(0.1)
     axis.set_axis_off()
     axis.set_title(title)

@@ -56,7 +56,8 @@ def relax(
     """Relax each crystal until no force exceeds fmax (eV/A); with cell=True its cell as well.
 
     Forces and cell gradient are minimised together on the log of the deformation (ASE FrechetCellFilter).
-    niggli=True starts from the Niggli-reduced form of the given cell, where DAO models are at home.
+    niggli=True swaps a cell that has clearly shorter vectors for its Niggli-reduced form, where DAO models
+    are at home; a cell as short as that keeps its own axes (see `reduced`).
     A run that stops at `steps` comes back with converged=False. Raises what the calculator raises.
     """
     one = isinstance(structures, Structure | Atoms)
@@ -148,7 +149,17 @@ def _start(item: Structure | Atoms, niggli: bool) -> Atoms:
         if not niggli or not atoms.pbc.all() or atoms.cell.rank < 3:
             return atoms  # what is not a bulk crystal goes on to the calculator, which says why it cannot
         item = _structure(atoms)
-    return _atoms(item.get_reduced_structure("niggli") if niggli else item)
+    return _atoms(reduced(item) if niggli else item)
+
+
+def reduced(structure: Structure, tolerance: float = 0.02) -> Structure:
+    """The Niggli-reduced form, unless the cell's vectors are as short already, within `tolerance`.
+
+    Reduction is discontinuous: of a rattled hexagonal cell it may return gamma near 60 instead of 120
+    degrees, and an energy that depends on the choice of axes would jump.
+    """
+    short = structure.get_reduced_structure("niggli")
+    return short if sum(short.lattice.abc) < (1 - tolerance) * sum(structure.lattice.abc) else structure
 
 
 def _atoms(structure: Structure) -> Atoms:

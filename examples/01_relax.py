@@ -22,7 +22,8 @@ atoms = bulk("NaCl", "rocksalt", a=5.7)
 atoms.rattle(0.05, seed=0)
 atoms.calc = calculator
 before = atoms.get_potential_energy()
-BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.05, steps=20)
+everything = FrechetCellFilter(atoms)  # atoms and cell
+BFGS(everything, logfile=None).run(fmax=0.05, steps=20)  # type: ignore[arg-type]  # ASE's hint forgets filters
 print(f"ASE: {before:.3f} -> {atoms.get_potential_energy():.3f} eV, stress {atoms.get_stress().round(4)}")
 
 # 2. pymatgen: its own door takes the calculator as it is.
@@ -30,7 +31,8 @@ structure = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.7), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
 ).get_primitive_structure()
 relaxed = structure.relax(calculator=calculator, steps=20, fmax=0.05)
-print(f"pymatgen: a = {relaxed.lattice.a:.3f} A, {relaxed.calc.results['energy']:.3f} eV")
+assert isinstance(relaxed, Structure)
+print(f"pymatgen: a = {relaxed.lattice.a:.3f} A, {calculator.results['energy']:.3f} eV")
 
 # 3. crystalml: a dictionary with everything worth knowing about the run.
 result = relax(structure, calculator, fmax=0.05, steps=20)[0]

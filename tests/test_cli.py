@@ -64,8 +64,8 @@ def test_every_help_explains_and_has_examples(run, command):
 def test_the_list_above_is_complete():
     def names(app: typer.Typer) -> list[list[str]]:
         own = [[c.name or c.callback.__name__] for c in app.registered_commands]
-        nested = [[g.name, *rest] for g in app.registered_groups for rest in names(g.typer_instance)]
-        return own + nested
+        groups = [([g.name] if g.name else [], g.typer_instance) for g in app.registered_groups]
+        return own + [prefix + rest for prefix, group in groups for rest in names(group)]
 
     assert sorted(names(cli.app)) == sorted(COMMANDS)
 

@@ -12,7 +12,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from crystalml.calculators.ase import DaoCalculator
 from crystalml.errors import InputError, UnsupportedError
-from crystalml.relax import relax, relax_files, spacegroup
+from crystalml.relax import reduced, relax, relax_files, spacegroup
 
 
 @pytest.fixture
@@ -58,6 +58,12 @@ def test_a_skewed_cell_starts_from_its_niggli_form(copper):
     assert max(short.lattice.abc) < 3 < max(skewed.lattice.abc)
     kept = relax(skewed, EMT(), steps=0, niggli=False)[0]["final_structure"]
     np.testing.assert_allclose(kept.lattice.abc, skewed.lattice.abc)
+
+
+def test_a_rattled_hexagonal_cell_keeps_its_axes():
+    for gamma in (119.2, 120.0, 120.8):
+        cell = Structure(Lattice.from_parameters(5.49, 5.50, 9.3, 90.2, 89.9, gamma), ["Cu"], [[0, 0, 0]])
+        assert reduced(cell).lattice.gamma == pytest.approx(gamma)
 
 
 def test_a_network_relaxes_downhill(tiny_model):
