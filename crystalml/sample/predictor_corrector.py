@@ -28,6 +28,7 @@ class PredictorCorrector:
     produced DiffCSP's numbers. order="paper": predictor t -> s, corrector at s, d = gamma sigma_s / sigma_1
     (DAO, Algorithm 1). steps: how many of the T levels to visit, evenly spread; None visits all.
     gamma: 1e-5 is DiffCSP's for MP-20 and MPTS-52. corrector=False leaves the plain ancestral sampler.
+    max_length: bound in Angstrom on the entries of the predicted clean lattice.
     """
 
     noise: CrystalNoise
@@ -35,6 +36,7 @@ class PredictorCorrector:
     order: Literal["code", "paper"] = "code"
     gamma: float = 1e-5
     corrector: bool = True
+    max_length: float | None = 60.0
     autocast: bool | None = None
 
     def __post_init__(self) -> None:
@@ -123,7 +125,7 @@ class PredictorCorrector:
         if s > 0:
             z_f, z_l = draws.atom_normal(3 * t + 2).to(x.frac), draws.lattice_normal(3 * t + 3).to(x.lattice)
         frac = self.noise.frac.step(x.frac, out.frac, atoms, target[x.index], z_f)
-        lattice = self.noise.lattice.step(x.lattice, out.lattice, level, target, z_l)
+        lattice = self.noise.lattice.step(x.lattice, out.lattice, level, target, z_l, self.max_length)
         if guide is not None:
             pull = guide(x, level)
             if pull.frac is not None:
