@@ -168,15 +168,9 @@ def _reference(model: object) -> str | None:
 def _prepare(model: str | os.PathLike[str] | CrystalModel, device: str, dtype: str) -> CrystalModel:
     import torch
 
-    from crystalml.weights import load_model
+    from crystalml.weights import as_model
 
-    wanted, kind = torch.device(device), getattr(torch, dtype)
-    if isinstance(model, str | os.PathLike):
-        return load_model(model, device=device, dtype=kind)
-    weight = next(model.parameters())
-    if weight.dtype == kind and weight.device.type == wanted.type and not model.training:
-        return model
-    return copy.deepcopy(model).to(device=wanted, dtype=kind).eval()  # the caller's module stays as it is
+    return as_model(model, device, getattr(torch, dtype))
 
 
 def _to_bytes(model: CrystalModel) -> tuple[dict[str, Any], bytes, dict[str, Any]]:

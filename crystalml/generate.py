@@ -27,7 +27,7 @@ from crystalml.predict import pack, pair_budget
 from crystalml.progress import ProgressBar
 from crystalml.sample.predictor_corrector import PredictorCorrector
 from crystalml.sample.template import FormulaUnits, template
-from crystalml.weights import load_model
+from crystalml.weights import as_model
 
 FRAMES = 50  # kept of a trajectory, evenly spaced over the steps, the sample itself last
 
@@ -292,13 +292,10 @@ class StructureGenerator:
             return None
         if self.energy_model is None:
             raise InputError("guidance needs an energy model: StructureGenerator(energy_model='dao-p').")
-        if not isinstance(self.energy_model, CrystalModel):
-            self.energy_model = self._load(self.energy_model)
-        if not self.energy_model.has_energy:
+        model = self.energy_model = self._load(self.energy_model)  # kept for the next call
+        if not model.has_energy:
             raise UnsupportedError("the energy_model has no energy head: use 'dao-p'.")
-        return EnergyGuidance(self.energy_model, scale)
+        return EnergyGuidance(model, scale)
 
     def _load(self, model: str | os.PathLike[str] | CrystalModel) -> CrystalModel:
-        if isinstance(model, CrystalModel):
-            return model.to(device=self.device, dtype=self.dtype).eval()
-        return load_model(model, device=self.device, dtype=self.dtype)
+        return as_model(model, self.device, self.dtype)

@@ -271,6 +271,12 @@ def test_limits_of_the_model(make, tiny_model):
         StructureGenerator(tiny_model(), None, device="cpu").sample("NaCl", guidance=1.0, **FAST)
 
 
+def test_the_callers_module_is_left_alone(tiny_model):
+    module = tiny_model().train()
+    StructureGenerator(module, None, device="cpu", dtype="float64").sample("NaCl", **FAST)
+    assert module.training and next(module.parameters()).dtype == torch.float32
+
+
 def test_the_energy_model_is_loaded_only_when_needed(tiny_model):
     generator = StructureGenerator(tiny_model(), "no-such-model", device="cpu")
     generator.sample("NaCl", **FAST)

@@ -6,6 +6,7 @@ Nothing here touches the network unless a `hf://` address is asked for, and noth
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -94,6 +95,24 @@ def load_model(
     path = registry.parent / info.file
     verify(path, info)
     return _load_file(path, device, dtype, asdict(info))
+
+
+def as_model(
+    model: str | os.PathLike[str] | CrystalModel, device: str | torch.device, dtype: torch.dtype
+) -> CrystalModel:
+    """What a facade was given as a model in evaluation mode, on its device, in its precision.
+
+    Names, paths and addresses go to `load_model`. A module is used as it is if it fits, else a copy of it:
+    the caller's own never changes.
+    """
+    if isinstance(model, str | os.PathLike):
+        return load_model(model, device, dtype)
+    import torch
+
+    weight = next(model.parameters())
+    if weight.dtype == dtype and weight.device.type == torch.device(device).type and not model.training:
+        return model
+    return copy.deepcopy(model).to(device=device, dtype=dtype).eval()
 
 
 def verify(path: Path, info: ModelInfo) -> None:
