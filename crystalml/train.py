@@ -106,7 +106,8 @@ def _fitting(data: PackedDataset, max_atoms: int | None, what: str) -> PackedDat
     if max_atoms is not None:
         data = data.select(torch.nonzero(data.num_atoms <= max_atoms)[:, 0])
     if len(data) == 0:
-        raise InputError(f"no {what} crystals" + ("" if max_atoms is None else f" with at most {max_atoms} atoms"))
+        limit = "" if max_atoms is None else f" with at most {max_atoms} atoms"
+        raise InputError(f"no {what} crystals{limit}")
     return data
 
 

@@ -20,7 +20,10 @@ def test_gradients_are_those_of_the_intermediate_energy(tiny_model: Tiny) -> Non
             up, down = value.clone(), value.clone()
             up[place] += h
             down[place] -= h
-            rise = (model.free_energy(x.replace(**{field: up}), t) - model.free_energy(x.replace(**{field: down}), t)).sum()
+            rise = (
+                model.free_energy(x.replace(**{field: up}), t)
+                - model.free_energy(x.replace(**{field: down}), t)
+            ).sum()
             torch.testing.assert_close(gradient[place], 2 * rise.detach() / (2 * h), rtol=1e-4, atol=1e-8)
 
 
@@ -41,5 +44,7 @@ def test_long_gradients_are_shortened_crystal_by_crystal(tiny_model: Tiny) -> No
     for i in range(len(x)):
         mine = x.index == i
         torch.testing.assert_close(clipped.frac[mine].norm(), torch.tensor(1e-3, dtype=torch.float64))
-        cosine = torch.nn.functional.cosine_similarity(free.frac[mine].flatten(), clipped.frac[mine].flatten(), dim=0)
+        cosine = torch.nn.functional.cosine_similarity(
+            free.frac[mine].flatten(), clipped.frac[mine].flatten(), dim=0
+        )
         assert cosine > 1 - 1e-9

@@ -15,7 +15,12 @@ def test_paper_sizes_are_the_published_systems() -> None:
 
 
 def test_a_models_description_names_its_noise() -> None:
-    for recipe in (recipes.dao_g("tiny"), recipes.diffcsp("tiny"), recipes.dao_p("tiny"), recipes.dao_g("paper")):
+    for recipe in (
+        recipes.dao_g("tiny"),
+        recipes.diffcsp("tiny"),
+        recipes.dao_p("tiny"),
+        recipes.dao_g("paper"),
+    ):
         assert recipe.model.centered == recipe.noise.centered
     assert recipes.noise_for(recipes.dao_g("tiny").model.build()).centered
 

@@ -38,7 +38,9 @@ def test_fine_tuning_starts_from_given_weights(tmp_path: Path) -> None:
     first = TrainConfig("dao-g", tmp_path / "a", "tiny", FitConfig(steps=2), compile=False)
     list(train(first, _data(0, 6)))
     weights = tmp_path / "a" / "model.safetensors"
-    second = TrainConfig("dao-g", tmp_path / "b", "small", FitConfig(steps=1, lr=0.0), init=weights, compile=False)
+    second = TrainConfig(
+        "dao-g", tmp_path / "b", "small", FitConfig(steps=1, lr=0.0), init=weights, compile=False
+    )
     list(train(second, _data(0, 6)))
     a, b = load_model_file(weights), load_model_file(tmp_path / "b" / "model.safetensors")
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
@@ -61,7 +63,7 @@ from crystalml.training.fit import FitConfig
 torch.set_num_threads(1)
 data = PackedDataset.load(sys.argv[1])
 with distributed("cpu") as device:
-    config = TrainConfig("diffcsp", Path(sys.argv[2]), "tiny", FitConfig(steps=4), pairs=40, device=device, compile=False)
+    config = TrainConfig("diffcsp", Path(sys.argv[2]), "tiny", FitConfig(steps=4), pairs=40, device=device)
     list(train(config, data))
 """
 
@@ -73,9 +75,16 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    base = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    base = os.environ | {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
     workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(packed), str(out)], env=base | {"RANK": r, "LOCAL_RANK": r})
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(packed), str(out)], env=base | {"RANK": r, "LOCAL_RANK": r}
+        )
         for r in ("0", "1")
     ]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]

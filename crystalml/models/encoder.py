@@ -43,6 +43,8 @@ def pair_displacements(x: CrystalBatch) -> Tensor:
 class NodeEmbedding(nn.Module):
     """h^0 = Linear[element features (92) | time embedding] (DAO §4.2; methods K6)."""
 
+    elements: Tensor
+
     def __init__(self, dim: int, time_dim: int) -> None:
         super().__init__()
         table = element_features()
@@ -52,7 +54,7 @@ class NodeEmbedding(nn.Module):
 
     def forward(self, x: CrystalBatch, t: Tensor) -> Tensor:
         """(n, dim)."""
-        species = self.elements[x.numbers]  # type: ignore[index]
+        species = self.elements[x.numbers]
         return self.mix(torch.cat([species, self.time(t)[x.index].to(species.dtype)], -1))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,15 @@ class MLP(nn.Sequential):
 
     def __init__(self, *widths: int) -> None:
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (a, b) in enumerate(pairwise(widths)):
             layers += [nn.SiLU()] * (i > 0) + [nn.Linear(a, b)]
         super().__init__(*layers)
 
 
 class TimeEmbedding(nn.Module):
     """[sin, cos](t w_i) at rates 1 .. 1/base of the integer time (methods K6). (b,) -> (b, dim)."""
+
+    rates: Tensor
 
     def __init__(self, dim: int, base: float = 10_000.0) -> None:
         super().__init__()
@@ -28,7 +31,7 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("rates", rates, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        angle = t[:, None].to(self.rates.dtype) * self.rates  # type: ignore[operator]
+        angle = t[:, None].to(self.rates.dtype) * self.rates
         return torch.cat([angle.sin(), angle.cos()], -1)
 
 

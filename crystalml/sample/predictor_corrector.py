@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -69,7 +71,7 @@ class PredictorCorrector:
         yield x
         levels = self.levels()
         step = self._code_step if self.order == "code" else self._paper_step
-        for t, s in zip(levels[:-1], levels[1:], strict=True):
+        for t, s in pairwise(levels):
             with torch.no_grad():
                 x = step(denoiser, x, t, s, draws, guide)
             yield x
@@ -78,9 +80,7 @@ class PredictorCorrector:
         self, denoiser: Denoiser, template: CrystalBatch, seeds: Tensor, guide: Guide | None = None
     ) -> CrystalBatch:
         """The last item of the trajectory."""
-        for x in self.trajectory(denoiser, template, seeds, guide):
-            sample = x
-        return sample
+        return deque(self.trajectory(denoiser, template, seeds, guide), maxlen=1)[0]
 
     def _code_step(
         self, denoiser: Denoiser, x: CrystalBatch, t: int, s: int, draws: SampleNoise, guide: Guide | None
@@ -117,7 +117,7 @@ class PredictorCorrector:
     def _predict(
         self, denoiser: Denoiser, x: CrystalBatch, t: int, s: int, draws: SampleNoise, guide: Guide | None
     ) -> CrystalBatch:
-        """F and L from level t to s; guidance adds -std_F^2 grad_F E and -beta-tilde grad_L E (methods K8)."""
+        """From level t to s; guidance adds -std_F^2 grad_F E and -beta-tilde grad_L E (DAO, Algorithm 1)."""
         out, level = self._call(denoiser, x, t)
         assert out.frac is not None and out.lattice is not None
         atoms, target = level[x.index], torch.full_like(level, s)

@@ -58,7 +58,7 @@ def save_model(
 def load_model_file(path: str | Path, device: torch.device | str = "cpu") -> CrystalModel:
     """Rebuild a saved model in float32, in eval mode, with `card` set."""
     tensors, meta = read_tensors(path)
-    if not isinstance(meta, dict) or "model" not in meta:
+    if "model" not in meta:
         raise ArchitectureError(f"{path} is a crystalml file but holds no model")
     model = ModelConfig.from_dict(meta["model"]).build()
     floats = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}

@@ -25,7 +25,9 @@ def test_description_round_trips_through_json(config: ModelConfig) -> None:
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize("broken", [{}, {"encoder": {"name": "gpt"}}, {"encoder": {"name": "cspnet", "width": 3}}])
+@pytest.mark.parametrize(
+    "broken", [{}, {"encoder": {"name": "gpt"}}, {"encoder": {"name": "cspnet", "width": 3}}]
+)
 def test_unknown_architecture_is_refused(broken: dict[str, object]) -> None:
     data = ModelConfig(TINY).to_dict() | broken if broken else broken
     with pytest.raises(ArchitectureError, match="known encoders"):

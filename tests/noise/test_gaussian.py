@@ -24,8 +24,15 @@ def test_parametrisations_round_trip(noise: GaussianDDPM) -> None:
 
 def test_unit_step_is_ddpms(noise: GaussianDDPM) -> None:
     """Algorithm 2 of Ho et al., written with beta_t, abar_t and beta-tilde_t."""
-    t, x_t, eps, z = torch.tensor([3, 120]), _normal(2, 3, 3), _normal(2, 3, 3, seed=1), _normal(2, 3, 3, seed=2)
-    beta, bar, before = (table[:, None, None] for table in (noise.betas[t], noise.alpha_bar[t], noise.alpha_bar[t - 1]))
+    t, x_t, eps, z = (
+        torch.tensor([3, 120]),
+        _normal(2, 3, 3),
+        _normal(2, 3, 3, seed=1),
+        _normal(2, 3, 3, seed=2),
+    )
+    beta, bar, before = (
+        table[:, None, None] for table in (noise.betas[t], noise.alpha_bar[t], noise.alpha_bar[t - 1])
+    )
     tilde = beta * (1 - before) / (1 - bar)
     expected = (x_t - beta / (1 - bar).sqrt() * eps) / (1 - beta).sqrt() + tilde.sqrt() * z
     torch.testing.assert_close(noise.step(x_t, eps, t, t - 1, z), expected)
@@ -35,8 +42,12 @@ def test_any_step_keeps_the_marginal(noise: GaussianDDPM) -> None:
     """From q(x_t | x_0) a step with the true noise lands in q(x_s | x_0): mean and variance exactly."""
     t, s, x_0 = torch.tensor([180]), torch.tensor([60]), torch.full((1, 3, 3), 2.0, dtype=torch.float64)
     bar_t, bar_s = noise.alpha_bar[t], noise.alpha_bar[s]
-    slope = noise.step(noise.perturb(x_0, t, torch.ones_like(x_0)), torch.ones_like(x_0), t, s, torch.zeros_like(x_0))
-    mean = noise.step(noise.perturb(x_0, t, torch.zeros_like(x_0)), torch.zeros_like(x_0), t, s, torch.zeros_like(x_0))
+    slope = noise.step(
+        noise.perturb(x_0, t, torch.ones_like(x_0)), torch.ones_like(x_0), t, s, torch.zeros_like(x_0)
+    )
+    mean = noise.step(
+        noise.perturb(x_0, t, torch.zeros_like(x_0)), torch.zeros_like(x_0), t, s, torch.zeros_like(x_0)
+    )
     torch.testing.assert_close(mean, bar_s.sqrt() * x_0)
     variance = (slope - mean) ** 2 + noise.variance(t, s, x_0)
     torch.testing.assert_close(variance, (1 - bar_s).expand_as(variance))

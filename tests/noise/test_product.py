@@ -16,7 +16,10 @@ def test_targets_describe_the_perturbation() -> None:
     first = x.index == 0  # at sigma = 0.005 the wrapped score is the Gaussian one
     sigma = noise.frac.sigmas[1]
     torch.testing.assert_close(
-        noise.frac.score(target.frac, t[x.index])[first], -logmap(noisy.frac - x.frac)[first] / sigma**2, rtol=1e-4, atol=1e-4
+        noise.frac.score(target.frac, t[x.index])[first],
+        -logmap(noisy.frac - x.frac)[first] / sigma**2,
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 

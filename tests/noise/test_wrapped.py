@@ -33,14 +33,18 @@ def test_norms_are_the_published_table() -> None:
     scaled = score_norms(sigmas) * sigmas**2
     expected = torch.tensor([1.0, 1.0, 0.763, 0.210, 0.0229, 0.00102], dtype=torch.float64)
     torch.testing.assert_close(scaled[1:], expected, rtol=5e-3, atol=0)
-    assert score_norms(sigmas)[-1].item() == pytest.approx((4 * math.pi) ** 2 / 2 * math.exp(-(math.pi**2)), rel=1e-2)
+    assert score_norms(sigmas)[-1].item() == pytest.approx(
+        (4 * math.pi) ** 2 / 2 * math.exp(-(math.pi**2)), rel=1e-2
+    )
     assert score_norms(sigmas)[0] == 1
 
 
 def test_narrow_and_wide_branches_meet() -> None:
     """Quadrature just above the switch agrees with 1 / sigma^2 just below it."""
     sigmas = torch.tensor([0.0499, 0.0501], dtype=torch.float64)
-    torch.testing.assert_close(score_norms(sigmas) * sigmas**2, torch.ones(2, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        score_norms(sigmas) * sigmas**2, torch.ones(2, dtype=torch.float64), atol=1e-9, rtol=0
+    )
 
 
 def test_normalised_target_has_unit_mean_square_at_every_level() -> None:
@@ -61,7 +65,10 @@ def test_clean_level_is_left_alone() -> None:
 
 def test_score_round_trips_through_the_normalised_prediction() -> None:
     noise = WrappedNormal.geometric(100)
-    t, eps = torch.full((50,), 40), torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t, eps = (
+        torch.full((50,), 40),
+        torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+    )
     _, target = noise.perturb(torch.zeros_like(eps), t, eps)
     sigma = noise.sigmas[40]
     torch.testing.assert_close(noise.score(target, t), wrapped_score(sigma * eps, sigma.expand_as(eps)))

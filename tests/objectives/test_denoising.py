@@ -43,7 +43,9 @@ def test_times_cover_every_level_evenly() -> None:
 def test_weights_of_zero_silence_a_crystal() -> None:
     x = rand_crystals(2, 3)
     target = Tangent(lattice=torch.zeros_like(x.lattice), frac=torch.zeros_like(x.frac))
-    wrong = Tangent(lattice=torch.ones_like(x.lattice), frac=(x.index == 1)[:, None] * torch.ones_like(x.frac))
+    wrong = Tangent(
+        lattice=torch.ones_like(x.lattice), frac=(x.index == 1)[:, None] * torch.ones_like(x.frac)
+    )
     weight = torch.tensor([1.0, 0.0, 1.0], dtype=x.dtype)
     lattice, frac = noise_losses(wrong, target, weight, x.index)
     assert lattice == 1 and frac == 0

@@ -68,7 +68,9 @@ def test_a_sample_depends_on_its_seed_alone(tiny_model: Callable[..., CrystalMod
 
 
 @pytest.mark.parametrize("order", ["code", "paper"])
-def test_zero_guidance_is_no_guidance_bit_for_bit(order: Order, tiny_model: Callable[..., CrystalModel]) -> None:
+def test_zero_guidance_is_no_guidance_bit_for_bit(
+    order: Order, tiny_model: Callable[..., CrystalModel]
+) -> None:
     model, x, seeds = tiny_model(), rand_crystals(2, 3, dtype=torch.float32), torch.arange(3)
     sampler = PredictorCorrector(CrystalNoise.diffcsp(20), order=order)
     plain = sampler.sample(model.denoise, x, seeds)

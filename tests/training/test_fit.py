@@ -43,11 +43,15 @@ def _weights(model: nn.Module) -> Tensor:
 
 def test_the_loss_falls() -> None:
     data = _data()
-    data = PackedDataset(data.numbers, data.frac, data.lattice, data.num_atoms, {"energy": torch.linspace(-3, 1, 12)})
+    data = PackedDataset(
+        data.numbers, data.frac, data.lattice, data.num_atoms, {"energy": torch.linspace(-3, 1, 12)}
+    )
     torch.manual_seed(0)
     model = ModelConfig(CrysformerConfig(16, 1, 2, 8, 4, 8, "log"), energy=EnergyScale()).build()
     objective = IntermediateEnergy(OBJECTIVE.noise, EnergyScale(), clean=1.0)
-    losses = [out["loss"] for _, out in fit(model, objective, data, _batches(data), FitConfig(steps=150, lr=1e-2))]
+    losses = [
+        out["loss"] for _, out in fit(model, objective, data, _batches(data), FitConfig(steps=150, lr=1e-2))
+    ]
     assert len(losses) == 150
     assert sum(losses[-30:]) < 0.3 * sum(losses[:30])
 
