@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -68,6 +69,7 @@ def train(
     import torch
 
     from crystalml.datasets.packed import PackedDataset
+    from crystalml.progress import ProgressBar
     from crystalml.train import TrainConfig, distributed
     from crystalml.train import train as run
     from crystalml.training.fit import FitConfig
@@ -89,11 +91,19 @@ def train(
             device=place,
         )
         assert sets[0] is not None
-        for log in run(config, sets[0], sets[1]):
-            share, progress = log.run.progress.share(config.fit), log.run.progress
-            losses = {**log.losses, **{f"val {name}": value for name, value in log.validation.items()}}
-            text = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-            typer.echo(f"{share:4.0%}  step {progress.step}  {progress.seconds / 60:.1f} min  {text}")
+        with ProgressBar(os.environ.get("RANK", "0") == "0", f"training {recipe}") as bar:
+            bar.add(1000)
+            done = 0
+            for log in run(config, sets[0], sets[1]):
+                share = round(1000 * log.run.progress.share(config.fit))
+                bar.advance(share - done)
+                done = share
+                if log.milestone:
+                    losses = {**log.losses, **{f"val {name}": v for name, v in log.validation.items()}}
+                    text = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                    typer.echo(
+                        f"step {log.run.progress.step}  {log.run.progress.seconds / 60:.1f} min  {text}"
+                    )
     typer.echo(f"Model: {out / 'model.safetensors'}")
 
 

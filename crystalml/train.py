@@ -52,18 +52,19 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Log:
-    """One line of a run's log: losses averaged since the last line, validation losses when measured."""
+    """Where a run stands: losses averaged since the last milestone; there, also the validation losses."""
 
     run: Run
     losses: dict[str, float]
-    validation: dict[str, float]
+    milestone: bool = False
+    validation: dict[str, float] = field(default_factory=dict)
 
 
 def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = None) -> Iterator[Log]:
-    """Train and yield a log line about `config.validations` times; writes into the folder `config.out`.
+    """Train and yield after every step; `config.validations` times on the way a milestone is written.
 
-    state.safetensors: everything needed to go on, after a kill too; running the same command resumes.
-    model.safetensors: the averaged weights, rewritten at every log line. log.csv: the losses.
+    In the folder `config.out`: state.safetensors, everything needed to go on, after a kill too (running the
+    same command resumes); at milestones model.safetensors, the averaged weights, and log.csv, the losses.
     """
     recipe = _recipe(config)
     data = _fitting(data, config.max_atoms, "training")
@@ -84,14 +85,15 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
         sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
         count += 1
         now = run.progress.share(config.fit)
-        if share < 0:
-            share = now
+        share = now if share < 0 else share
+        means = {name: value / count for name, value in sums.items()}
         if chief and (now >= 1 or now - share >= 1 / config.validations):
-            share = now
-            log = Log(run, {k: v / count for k, v in sums.items()}, measure(model, run))
+            log = Log(run, means, True, measure(model, run))
             _write(config, recipe, model, log, len(data))
-            sums, count = {}, 0
+            share, sums, count = now, {}, 0
             yield log
+        else:
+            yield Log(run, means)
     if run is None and not (config.out / "model.safetensors").exists():
         raise TrainingError(f"{state} says the run has ended, yet {config.out} holds no model")
 
