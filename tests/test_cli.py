@@ -194,7 +194,7 @@ def test_train_goes_on_and_can_be_told_not_to(run, tmp_path):
     out = tmp_path / "run"
     options = ["--data", tmp_path / "data.safetensors", "-o", out, "--size", "tiny", "--device", "cpu"]
     first = run("train", "dao-p", *options, "--steps", 2)
-    assert first.exit_code == 0 and "100%" in first.output and (out / "model.safetensors").exists()
+    assert first.exit_code == 0 and "step 2" in first.output and (out / "model.safetensors").exists()
     assert crystalml.load_model(out / "model.safetensors").has_energy
     again = run("train", "dao-p", *options, "--steps", 2)
     assert again.exit_code == 0
