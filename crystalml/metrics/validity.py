@@ -8,7 +8,6 @@ from itertools import product
 from math import gcd
 from typing import Any
 
-from pymatgen.analysis.local_env import CrystalNN
 from pymatgen.core.composition import Composition
 from pymatgen.core.structure import Structure
 
@@ -65,6 +64,8 @@ def has_fingerprint(structure: Structure) -> bool:
     gate needs only that yes or no, and the fingerprint is arithmetic on what CrystalNN gives, so CrystalNN
     itself is asked, with that preset's settings, and matminer is not needed.
     """
+    from pymatgen.analysis.local_env import CrystalNN  # seconds to import
+
     finder = CrystalNN(distance_cutoffs=None, x_diff_weight=None)
     try:
         with warnings.catch_warnings():

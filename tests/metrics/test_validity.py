@@ -98,6 +98,6 @@ def test_failing_neighbour_search_is_invalid(monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: object) -> None:
         raise ValueError("No Voronoi neighbors found")
 
-    monkeypatch.setattr("crystalml.metrics.validity.CrystalNN.get_nn_data", fail)
+    monkeypatch.setattr("pymatgen.analysis.local_env.CrystalNN.get_nn_data", fail)
     assert not has_fingerprint(rocksalt())
     assert not is_valid(rocksalt())
