@@ -20,10 +20,14 @@ Metric = Literal["gram", "log"]
 
 @dataclass(frozen=True)
 class Features:
-    """node: (n, d) per-atom features. graph: (b, d) their mean over each crystal."""
+    """node: (n, d) per-atom features. graph: (b, d) their mean over each crystal.
+
+    repulsion: (n,) short-range energy in eV that the encoder leaves to the energy head, None for none.
+    """
 
     node: Tensor
     graph: Tensor
+    repulsion: Tensor | None = None
 
 
 def metric_features(lattice: Tensor, metric: Metric) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crystalml.crystal import CrystalBatch, Tangent
+from crystalml.elements import MAX_Z
 from crystalml.geometry.torus import remove_mean
 from crystalml.models.encoder import Features
 from crystalml.models.layers import MLP
@@ -59,6 +60,30 @@ class EnergyHead(nn.Module):
         nn.init.zeros_(self.net[-1].weight)  # type: ignore[arg-type]
         nn.init.constant_(self.net[-1].bias, -scale.mean / scale.std)  # type: ignore[arg-type]
 
-    def forward(self, features: Features, x: CrystalBatch) -> Tensor:
+    def forward(self, features: Features, x: CrystalBatch) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(x.device.type, enabled=False):
-            return self.net(features.graph.to(x.dtype)).squeeze(-1)
+            return self.net(features.graph.to(x.dtype)).squeeze(-1), None
+
+
+class AtomicEnergyHead(nn.Module):
+    """y_i = MLP(h_i) + shift[Z_i] + V_i / std, the crystal's y their mean: N E is a sum over its atoms.
+
+    V_i is the encoder's repulsion. shift: (119,) one learned number an element, network units; a run starts
+    it from a fit (`Potential.start`). Starts at E = 0 but for the repulsion.
+    """
+
+    def __init__(self, dim: int, scale: EnergyScale) -> None:
+        super().__init__()
+        self.std = scale.std
+        self.net = MLP(dim, dim, 1)
+        nn.init.zeros_(self.net[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.net[-1].bias)  # type: ignore[arg-type]
+        self.shift = nn.Parameter(torch.full((MAX_Z + 1,), -scale.mean / scale.std))
+
+    def forward(self, features: Features, x: CrystalBatch) -> tuple[Tensor, Tensor | None]:
+        """(b,) mean and (n,) single energies, network units."""
+        with torch.autocast(x.device.type, enabled=False):
+            y = self.net(features.node.to(x.dtype)).squeeze(-1) + self.shift[x.numbers]
+            if features.repulsion is not None:
+                y = y + features.repulsion / self.std
+            return y.new_zeros(len(x)).index_add(0, x.index, y) / x.num_atoms, y

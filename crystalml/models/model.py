@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from crystalml.crystal import CrystalBatch, Tangent
 from crystalml.errors import ArchitectureError, UnsupportedError
+from crystalml.geometry.neighbors import Neighbors
 from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig
 from crystalml.models.encoder import Features
-from crystalml.models.heads import EnergyHead, EnergyScale, NoiseHead
+from crystalml.models.heads import AtomicEnergyHead, EnergyHead, EnergyScale, NoiseHead
+from crystalml.models.periodic import PeriodicConfig
 
-EncoderConfig = CrysformerConfig | CSPNetConfig
-_ENCODERS: dict[str, type[CrysformerConfig] | type[CSPNetConfig]] = {
+EncoderConfig = CrysformerConfig | CSPNetConfig | PeriodicConfig
+_ENCODERS: dict[str, type[CrysformerConfig] | type[CSPNetConfig] | type[PeriodicConfig]] = {
     "crysformer": CrysformerConfig,
     "cspnet": CSPNetConfig,
+    "periodic": PeriodicConfig,
 }
 
 
@@ -27,13 +30,17 @@ class ModelConfig:
     """Everything needed to rebuild a model before its weights are read.
 
     energy: scale of the energy head, None for no such head. centered: the noise head's per-crystal mean
-    is removed.
+    is removed. A periodic encoder carries a potential: an energy of every atom and no noise heads.
     """
 
     encoder: EncoderConfig
     noise: bool = True
     centered: bool = False
     energy: EnergyScale | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.encoder, PeriodicConfig) and self.noise:
+            raise ValueError("the periodic encoder knows no time: it takes no noise heads, noise=False")
 
     def build(self) -> CrystalModel:
         return CrystalModel(self)
@@ -68,11 +75,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Outputs:
-    """noise: Tangent or None. energy: (b,) in network units or None. features: the encoder's."""
+    """noise: Tangent or None. energy: (b,) in network units or None. features: the encoder's.
+
+    energies: (n,) the atoms' parts, in network units, whose mean over a crystal is its energy; None where
+    the energy is no such sum.
+    """
 
     features: Features
     noise: Tangent | None
     energy: Tensor | None
+    energies: Tensor | None = None
 
 
 class CrystalModel(nn.Module):
@@ -85,7 +97,8 @@ class CrystalModel(nn.Module):
         self.encoder = config.encoder.build()
         dim = self.encoder.dim
         self.noise_head = NoiseHead(dim, config.centered) if config.noise else None
-        self.energy_head = EnergyHead(dim, config.energy) if config.energy else None
+        head = AtomicEnergyHead if isinstance(config.encoder, PeriodicConfig) else EnergyHead
+        self.energy_head = head(dim, config.energy) if config.energy else None
 
     @property
     def has_noise(self) -> bool:
@@ -95,13 +108,19 @@ class CrystalModel(nn.Module):
     def has_energy(self) -> bool:
         return self.energy_head is not None
 
-    def forward(self, x: CrystalBatch, t: Tensor | None = None) -> Outputs:
-        """t: (b,) integer noise levels, 0 = clean (the default)."""
+    @property
+    def is_potential(self) -> bool:
+        """Whether the energy is a sum over atoms with a finite view: any size, any cell, slabs, molecules."""
+        return self.has_energy and isinstance(self.config.encoder, PeriodicConfig)
+
+    def forward(self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | None = None) -> Outputs:
+        """t: (b,) integer noise levels, 0 = clean (the default). edges: neighbours, if known."""
         time = x.num_atoms.new_zeros(len(x)) if t is None else t
-        features = self.encoder(x, time)
+        features = self.encoder(x, time) if edges is None else self.encoder(x, time, edges)
         noise = self.noise_head(features, x) if self.noise_head is not None else None
-        energy = self.energy_head(features, x) if self.energy_head is not None else None
-        return Outputs(features, noise, energy)
+        if self.energy_head is None:
+            return Outputs(features, noise, None)
+        return Outputs(features, noise, *self.energy_head(features, x))
 
     def denoise(self, x: CrystalBatch, t: Tensor) -> Tangent:
         """Predicted lattice noise (b, 3, 3) and normalised score (n, 3) at levels t (b,)."""

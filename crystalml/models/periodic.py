@@ -1,0 +1,179 @@
+"""The periodic Crysformer: attention over neighbour images, an energy for every atom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crystalml.crystal import CrystalBatch
+from crystalml.elements import element_features
+from crystalml.geometry.neighbors import Neighbors, neighbor_list
+from crystalml.models.encoder import Features
+from crystalml.models.layers import MLP
+from crystalml.models.pairs import Pairs, bessel, envelope, soft_floor, tabulate
+from crystalml.models.zbl import FREEZE, REACH, ShortRange
+
+_CAP = 6.0  # logits beyond are squashed, so that exp needs no maximum taken out
+
+
+@dataclass(frozen=True)
+class PeriodicConfig:
+    """depth blocks of `dim` scalars and `vectors` vectors an atom, `message` of them sent; cutoff in Angstrom."""
+
+    dim: int = 128
+    depth: int = 3
+    heads: int = 8
+    vectors: int = 32
+    message: int = 64
+    edge_dim: int = 64
+    basis: int = 12
+    cutoff: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.message % self.heads or self.vectors % self.heads:
+            raise ValueError(
+                f"heads {self.heads} must divide message {self.message} and vectors {self.vectors}"
+            )
+        if self.cutoff < REACH * 5.2:  # twice francium's radius, the largest
+            raise ValueError(f"cutoff {self.cutoff} is shorter than the reach of the repulsion, 4.2 Angstrom")
+
+    def build(self) -> PeriodicCrysformer:
+        return PeriodicCrysformer(self)
+
+
+class PeriodicCrysformer(nn.Module):
+    """CrystalBatch -> Features that depend on distances and angles only, never on the choice of cell.
+
+    Atoms carry scalars s (n, d) and vectors v (n, 3, c). All of them read a pair's distance through
+    `soft_floor`: below half the sum of covalent radii they are blind to it, and the repulsion that the energy
+    head adds (`ShortRange`) rules alone.
+    """
+
+    def __init__(self, config: PeriodicConfig) -> None:
+        super().__init__()
+        self.config = config
+        table = element_features()
+        self.register_buffer("elements", table)
+        self.embed = nn.Linear(table.shape[1], config.dim)
+        self.embed_own = nn.Embedding(table.shape[0], config.dim)
+        nn.init.zeros_(self.embed_own.weight)  # what the table of properties cannot tell is learned
+        self.short_range = ShortRange()
+        self.edge_radial = nn.Linear(config.basis, config.edge_dim)
+        self.edge_ends = nn.Linear(config.dim, 2 * config.edge_dim, bias=False)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim)
+
+    @property
+    def dim(self) -> int:
+        return self.config.dim
+
+    def forward(self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | None = None) -> Features:
+        """t is not read: there is one energy, that of the crystal as it stands. edges: found if not given."""
+        if edges is None:
+            edges = neighbor_list(x, self.config.cutoff)
+        pairs = tabulate(x, edges, 2 * self.config.cutoff)
+        node = self.attend(x.numbers, pairs)
+        total = node.new_zeros(len(x), node.shape[-1]).index_add(0, x.index, node)
+        energy = self.short_range(x.numbers, pairs)
+        return Features(node, total / x.num_atoms[:, None], energy)
+
+    def attend(self, numbers: Tensor, pairs: Pairs) -> Tensor:
+        """(n, d) features of the atoms from the table of their neighbours."""
+        sums = self.short_range.sums(numbers, pairs)
+        r = soft_floor(pairs.distance, FREEZE[0] * sums, FREEZE[1] * sums) / self.config.cutoff
+        unit = pairs.vector / pairs.distance[..., None]
+        s = self.embed(self.elements[numbers]) + self.embed_own(numbers)  # type: ignore[index]
+        own, other = self.edge_ends(s).chunk(2, -1)
+        e = self.edge_radial(bessel(r, self.config.basis)) + own[:, None] + pairs.gather(other)
+        e, weight, harmonics = nn.functional.silu(e), envelope(r), moments(unit)
+        v = s.new_zeros(s.shape[0], 3, self.config.vectors)
+        for block in self.blocks:
+            s, v = block(s, v, e, weight, harmonics, pairs)
+        return self.norm(s)
+
+
+def moments(unit: Tensor) -> Tensor:
+    """[1 | u | u u^T - I/3]: (..., 3) -> (..., 13), what neighbours are weighted with in their sums."""
+    square = unit[..., :, None] * unit[..., None, :]
+    square = square - torch.eye(3, dtype=unit.dtype, device=unit.device) / 3
+    return torch.cat([torch.ones_like(unit[..., :1]), unit, square.flatten(-2)], -1)
+
+
+def compress(x: Tensor) -> Tensor:
+    """x / (1 + x^2)^(1/4): odd, smooth, the identity near 0 and a square root far out."""
+    return x * (1 + x.square()) ** -0.25
+
+
+class Block(nn.Module):
+    """s, v <- s, v + attention over neighbours; s <- s + FFN(s, invariants of v and of second moments).
+
+    a_ij = w_ij e^{l_ij} / (1 + e^{-S} sum_k w_ik e^{l_ik}), l_ij = q_i.k_j + q_i.W e_ij + p_i.u_ij with p_i a
+    vector of atom i and w the envelope: at the cutoff an edge has weight, slope and curvature zero, and an
+    atom without neighbours receives nothing. The learned S of each head goes from averages (S = 0) to sums
+    (S large) over the neighbours: a softmax alone could not count them.
+    Scalars travel as sum_j a_ij Y(u_ij) (W e_ij) m_j with Y = 1, u, u u^T - I/3, vectors as
+    sum_j b_ij v_j and sum_j b'_ij u_ij.v_j with one b = a (W e) a head.
+    """
+
+    def __init__(self, config: PeriodicConfig) -> None:
+        super().__init__()
+        d, c, m, self.heads = config.dim, config.vectors, config.message, config.heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.query, self.send = nn.Linear(d, m), nn.Linear(d, 2 * m)
+        self.key_edge = nn.Parameter(torch.randn(self.heads, m // self.heads, config.edge_dim) / 8)
+        self.aim = nn.Linear(c, self.heads, bias=False)
+        self.saturation = nn.Parameter(torch.linspace(0.0, 4.0, self.heads))
+        self.filter = nn.Linear(config.edge_dim, m + 2 * self.heads)
+        share = torch.eye(self.heads).repeat_interleave(m // self.heads, 1)
+        self.register_buffer("share", share, persistent=False)  # (heads, m): each head's channels
+        self.out = nn.Linear(m + c, d)
+        self.out_vector, self.out_tensor = nn.Linear(m, c, bias=False), nn.Linear(m, c, bias=False)
+        self.pass_vector, self.turn = nn.Linear(c, c, bias=False), nn.Linear(c, c, bias=False)
+        self.left, self.right = nn.Linear(c, c, bias=False), nn.Linear(c, c, bias=False)
+        self.gate = nn.Linear(d, c)
+        self.ffn = MLP(d + 3 * c, 2 * d, d)
+
+    def forward(
+        self, s: Tensor, v: Tensor, e: Tensor, weight: Tensor, harmonics: Tensor, pairs: Pairs
+    ) -> tuple[Tensor, Tensor]:
+        """s (n, d), v (n, 3, c), e (n, K, edge_dim), weight (n, K), harmonics (n, K, 13)."""
+        moment, passed, along = self.receive(s, v, e, weight, harmonics, pairs)
+        s = s + self.out(torch.cat([moment[:, 0], along], -1))
+        h = self.norm_2(s)
+        v = v + self.out_vector(moment[:, 1:4]) + self.pass_vector(passed)
+        tensor = self.out_tensor(moment[:, 4:]).unflatten(1, (3, 3))
+        turned = (tensor * self.turn(v)[:, None]).sum(2)
+        v = (v + turned) * torch.sigmoid(self.gate(h))[:, None]
+        left, right = self.left(v), self.right(v)
+        bent = (tensor * right[:, None]).sum(2)
+        invariants = [(left * right).sum(1), tensor.square().sum((1, 2)), (left * bent).sum(1)]
+        return s + self.ffn(torch.cat([h, *map(compress, invariants)], -1)), v
+
+    def receive(
+        self, s: Tensor, v: Tensor, e: Tensor, weight: Tensor, harmonics: Tensor, pairs: Pairs
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Moments (n, 13, m) of the scalars sent, sums (n, 3, c) and projections (n, c) of the vectors."""
+        h = self.norm_1(s)
+        v = v * (1 + v.square().sum(1, keepdim=True).mean(-1, keepdim=True)) ** -0.5  # bounded, smooth at 0
+        m, c = self.share.shape[1], v.shape[-1]  # type: ignore[union-attr]
+        sent = pairs.gather(torch.cat([self.send(h), v.flatten(1)], -1))
+        key, value, vector = sent.split((m, m, 3 * c), -1)
+        a = self.attention(h, v, key, e, weight, harmonics[..., 1:4])
+        radial, plain, dotted = self.filter(e).split((m, self.heads, self.heads), -1)
+        moment = harmonics.mT @ (radial * value * (a @ self.share))  # type: ignore[operator]
+        b = torch.cat([a * plain, ((a * dotted)[..., None, :] * harmonics[..., 1:4, None]).flatten(-2)], -1)
+        # All heads times all channels, of which each head keeps its own: cheaper than (n, K, 3, c) products.
+        sums = (b.mT @ vector).unflatten(-1, (3, self.heads, -1)).unflatten(1, (4, self.heads))
+        sums = sums.diagonal(dim1=2, dim2=4).movedim(-1, -2).flatten(-2)  # (n, 4, 3, c)
+        return moment, sums[:, 0], sums[:, 1:].diagonal(dim1=1, dim2=2).sum(-1)
+
+    def attention(self, h: Tensor, v: Tensor, key: Tensor, e: Tensor, weight: Tensor, unit: Tensor) -> Tensor:
+        """(n, K, heads) weights a_ij."""
+        q = self.query(h) * (self.query.out_features // self.heads) ** -0.5
+        folded = torch.einsum("nhd,hde->neh", q.unflatten(-1, (self.heads, -1)), self.key_edge)
+        spread = q[..., None] * self.share.mT  # type: ignore[union-attr, operator]
+        logits = key @ spread + e @ folded + unit @ self.aim(v)
+        raw = weight[..., None] * torch.exp(_CAP * torch.tanh(logits / _CAP))
+        return raw / (1 + torch.exp(-self.saturation) * raw.sum(1, keepdim=True))
