@@ -19,7 +19,8 @@ class CrystalBatch:
 
     numbers: (n,) atomic numbers. frac: (n, 3) fractional coordinates in [0, 1).
     lattice: (b, 3, 3), rows are the vectors a, b, c in Angstrom; X = F @ L.
-    num_atoms: (b,). labels: name -> (b, ...) tensor, one row a crystal.
+    num_atoms: (b,). labels: name -> (b, ...) tensor, one row a crystal. site_labels: name -> (n, ...), one
+    row an atom. The label "pbc", (b, 3) bool, marks the periodic directions where not all three are.
     """
 
     numbers: Tensor
@@ -27,6 +28,7 @@ class CrystalBatch:
     lattice: Tensor
     num_atoms: Tensor
     labels: Mapping[str, Tensor] = field(default_factory=lambda: _NO_LABELS)
+    site_labels: Mapping[str, Tensor] = field(default_factory=lambda: _NO_LABELS)
 
     def __len__(self) -> int:
         return self.num_atoms.shape[0]
@@ -60,6 +62,12 @@ class CrystalBatch:
         """(b,) cell volumes in cubic Angstrom (always positive)."""
         return torch.linalg.det(self.lattice).abs()
 
+    @property
+    def pbc(self) -> Tensor:
+        """(b, 3) which lattice vectors repeat the crystal; all, unless a label says otherwise."""
+        given = self.labels.get("pbc")
+        return torch.ones_like(self.lattice[:, 0], dtype=torch.bool) if given is None else given
+
     def replace(self, **fields: object) -> CrystalBatch:
         return dataclasses.replace(self, **fields)  # type: ignore[arg-type]
 
@@ -69,9 +77,11 @@ class CrystalBatch:
         def move(x: Tensor) -> Tensor:
             return x.to(device=device, dtype=dtype if x.is_floating_point() else None)
 
-        labels = {name: move(value) for name, value in self.labels.items()}
+        labels, sites = (
+            {name: move(value) for name, value in group.items()} for group in (self.labels, self.site_labels)
+        )
         return CrystalBatch(
-            move(self.numbers), move(self.frac), move(self.lattice), move(self.num_atoms), labels
+            move(self.numbers), move(self.frac), move(self.lattice), move(self.num_atoms), labels, sites
         )
 
     def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> CrystalBatch:
@@ -85,12 +95,14 @@ class CrystalBatch:
         start = (self.offsets[ids] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
         atoms = start + torch.arange(start.shape[0], device=self.device)
         labels = {name: value[ids] for name, value in self.labels.items()}
-        return CrystalBatch(self.numbers[atoms], self.frac[atoms], self.lattice[ids], counts, labels)
+        sites = {name: value[atoms] for name, value in self.site_labels.items()}
+        return CrystalBatch(self.numbers[atoms], self.frac[atoms], self.lattice[ids], counts, labels, sites)
 
     def split(self) -> list[CrystalBatch]:
         """One batch of one per crystal."""
         counts = self.num_atoms.tolist()
         numbers, frac = self.numbers.split(counts), self.frac.split(counts)
+        sites = {name: value.split(counts) for name, value in self.site_labels.items()}
         return [
             CrystalBatch(
                 numbers[i],
@@ -98,23 +110,29 @@ class CrystalBatch:
                 self.lattice[i : i + 1],
                 self.num_atoms[i : i + 1],
                 {name: value[i : i + 1] for name, value in self.labels.items()},
+                {name: value[i] for name, value in sites.items()},
             )
             for i in range(len(self))
         ]
 
     @staticmethod
     def cat(batches: Iterable[CrystalBatch]) -> CrystalBatch:
-        """Join batches; only labels that all of them carry are kept."""
+        """Join batches; only labels that all of them carry are kept, and "pbc" where one has it."""
         parts = list(batches)
         if not parts:
             raise ValueError("CrystalBatch.cat needs at least one batch")
         names = set.intersection(*(set(part.labels) for part in parts))
+        sites = set.intersection(*(set(part.site_labels) for part in parts))
+        labels = {name: torch.cat([part.labels[name] for part in parts]) for name in sorted(names)}
+        if any("pbc" in part.labels for part in parts):
+            labels["pbc"] = torch.cat([part.pbc for part in parts])
         return CrystalBatch(
             torch.cat([part.numbers for part in parts]),
             torch.cat([part.frac for part in parts]),
             torch.cat([part.lattice for part in parts]),
             torch.cat([part.num_atoms for part in parts]),
-            {name: torch.cat([part.labels[name] for part in parts]) for name in sorted(names)},
+            labels,
+            {name: torch.cat([part.site_labels[name] for part in parts]) for name in sorted(sites)},
         )
 
     def slots(self) -> Tensor:

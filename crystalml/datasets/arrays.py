@@ -128,7 +128,7 @@ def fractions(data: Arrays) -> Array:
 
 
 def pack(data: Arrays, labels: Collection[str] | None = None) -> PackedDataset:
-    """The arrays as a `PackedDataset`, with all labels or only those named."""
+    """The arrays as a `PackedDataset`, with all labels or only those named, and the atoms' labels."""
     from crystalml.datasets.packed import PackedDataset
 
     chosen: Mapping[str, Array] = data.labels
@@ -137,4 +137,6 @@ def pack(data: Arrays, labels: Collection[str] | None = None) -> PackedDataset:
             if name not in data.labels:
                 raise InputError(f"no label {name!r} here; there are {', '.join(sorted(data.labels))}")
         chosen = {name: data.labels[name] for name in labels}
-    return PackedDataset.from_arrays(data.numbers, data.frac, data.lattice, data.num_atoms, dict(chosen))
+    return PackedDataset.from_arrays(
+        data.numbers, data.frac, data.lattice, data.num_atoms, dict(chosen), data.atom_labels
+    )

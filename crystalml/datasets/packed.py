@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,11 @@ _CORE = ("numbers", "frac", "lattice", "num_atoms")
 
 @dataclass(frozen=True)
 class PackedDataset:
-    """numbers (n,) int8, frac (n, 3) float32, lattice (b, 3, 3) float32, num_atoms (b,) int16, labels (b,).
+    """numbers (n,) int8, frac (n, 3) float32, lattice (b, 3, 3) float32, num_atoms (b,) int16.
 
-    Labels are float32 with NaN where unknown.
+    labels: name -> (b, ...), such as energies (b,) and stresses (b, 3, 3); site_labels: name -> (n, ...),
+    such as forces (n, 3). Both float32, or float16 in the file and in memory, with NaN where unknown; batches
+    are float32.
     """
 
     numbers: Tensor
@@ -31,6 +33,7 @@ class PackedDataset:
     lattice: Tensor
     num_atoms: Tensor
     labels: Mapping[str, Tensor]
+    site_labels: Mapping[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def from_arrays(
@@ -39,6 +42,7 @@ class PackedDataset:
         lattice: np.ndarray,
         num_atoms: np.ndarray,
         labels: Mapping[str, np.ndarray] | None = None,
+        site_labels: Mapping[str, np.ndarray] | None = None,
     ) -> PackedDataset:
         b, n = len(num_atoms), int(np.sum(num_atoms))
         if len(numbers) != n or np.shape(frac) != (n, 3) or np.shape(lattice) != (b, 3, 3):
@@ -52,6 +56,7 @@ class PackedDataset:
             torch.as_tensor(np.asarray(lattice, np.float32)),
             torch.as_tensor(np.asarray(num_atoms).astype(np.int16)),
             {k: torch.as_tensor(np.asarray(v, np.float32)) for k, v in (labels or {}).items()},
+            {k: torch.as_tensor(np.asarray(v, np.float32)) for k, v in (site_labels or {}).items()},
         )
 
     def __len__(self) -> int:
@@ -61,6 +66,7 @@ class PackedDataset:
         """Write atomically: a killed run leaves the old file or none."""
         tensors = {name: getattr(self, name).contiguous() for name in _CORE}
         tensors |= {f"label.{name}": value.contiguous() for name, value in self.labels.items()}
+        tensors |= {f"site.{name}": value.contiguous() for name, value in self.site_labels.items()}
         temporary = Path(f"{path}.partial")
         save_file(tensors, temporary, metadata={"format": "crystalml-packed-1"})
         os.replace(temporary, path)
@@ -74,43 +80,74 @@ class PackedDataset:
             raise FileReadError(
                 f"{path} is no packed dataset ({error}); make one with `crystalml pack`"
             ) from error
-        labels = {k.removeprefix("label."): v for k, v in tensors.items() if k.startswith("label.")}
-        return PackedDataset(**core, labels=labels)
+        labels, sites = (
+            {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            for start in ("label.", "site.")
+        )
+        return PackedDataset(**core, labels=labels, site_labels=sites)
 
     @staticmethod
     def cat(parts: Sequence[PackedDataset]) -> PackedDataset:
         """Join; a label missing from a part becomes NaN there."""
-        names = sorted({name for part in parts for name in part.labels})
 
-        def label(part: PackedDataset, name: str) -> Tensor:
-            return part.labels.get(name, torch.full((len(part),), float("nan")))
+        def join(kind: str, sizes: list[int]) -> dict[str, Tensor]:
+            tables: list[Mapping[str, Tensor]] = [getattr(part, kind) for part in parts]
+            like = {name: value for table in tables for name, value in table.items()}
+            out = {}
+            for name in sorted(like):
+                shape = like[name].shape[1:]
+                out[name] = torch.cat(
+                    [
+                        table[name] if name in table else torch.full((size, *shape), float("nan"))
+                        for table, size in zip(tables, sizes, strict=True)
+                    ]
+                )
+            return out
 
         return PackedDataset(
             **{name: torch.cat([getattr(part, name) for part in parts]) for name in _CORE},
-            labels={name: torch.cat([label(part, name) for part in parts]) for name in names},
+            labels=join("labels", [len(part) for part in parts]),
+            site_labels=join("site_labels", [len(part.numbers) for part in parts]),
         )
 
     def __getitem__(self, ids: Tensor | Sequence[int] | slice) -> CrystalBatch:
         """Chosen crystals as a batch."""
-        whole = CrystalBatch(self.numbers, self.frac, self.lattice, self.num_atoms.long(), self.labels)
-        part = whole[ids]
-        return part.replace(numbers=part.numbers.long())
+        part = self._rows(ids)
+        labels, sites = (
+            {name: value.float() for name, value in group.items()}
+            for group in (part.labels, part.site_labels)
+        )
+        return part.replace(numbers=part.numbers.long(), labels=labels, site_labels=sites)
 
     def select(self, ids: Tensor) -> PackedDataset:
         """Chosen crystals as a smaller dataset."""
-        part = self[ids]
-        return PackedDataset(
-            part.numbers.to(torch.int8), part.frac, part.lattice, part.num_atoms.to(torch.int16), part.labels
-        )
+        part = self._rows(ids)
+        count = part.num_atoms.to(torch.int16)
+        return PackedDataset(part.numbers, part.frac, part.lattice, count, part.labels, part.site_labels)
+
+    def half(self, *names: str) -> PackedDataset:
+        """The named labels in float16, at half the size: 0.05 % of a force, beyond +-65504 infinite."""
+
+        def narrow(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.half() if name in names else value for name, value in group.items()}
+
+        return replace(self, labels=narrow(self.labels), site_labels=narrow(self.site_labels))
+
+    def _rows(self, ids: Tensor | Sequence[int] | slice) -> CrystalBatch:
+        """Chosen crystals as they are stored."""
+        counts = self.num_atoms.long()
+        return CrystalBatch(self.numbers, self.frac, self.lattice, counts, self.labels, self.site_labels)[ids]
 
 
 @dataclass(frozen=True)
 class SizeBatches:
-    """Batches of crystals of similar size, so that dense padding wastes little.
+    """Batches of similar crystals, so that padding wastes little.
 
     Crystals are shuffled, cut into windows, sorted by size within a window and cut into batches of at most
     `budget` padded pairs (count x max_atoms^2) and `max_crystals`; then the batches are shuffled. All of it
     is a function of (seed, epoch), so a run resumes at any batch.
+    neighbors: expected neighbours of an atom in each crystal. Where given, crystals are sorted by it and a
+    batch holds sum(atoms) x max(neighbors) pairs: the cost of a model with a cutoff.
     """
 
     num_atoms: Tensor
@@ -118,6 +155,7 @@ class SizeBatches:
     max_crystals: int = 1024
     window: int = 16_384
     seed: int = 0
+    neighbors: Tensor | None = None
 
     def epoch(self, epoch: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -126,11 +164,16 @@ class SizeBatches:
         return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
     def _cut(self, ids: Tensor) -> Iterator[Tensor]:
-        sizes, position = self.num_atoms[ids].long().sort(stable=True)
-        ids, start, sizes_list = ids[position], 0, sizes.tolist()
-        for end in range(1, len(sizes_list) + 1):
-            full = end - start == self.max_crystals
-            last = end == len(sizes_list)
-            if last or full or (end - start + 1) * sizes_list[end] ** 2 > self.budget:
+        sizes = self.num_atoms[ids].long()
+        width, position = (sizes if self.neighbors is None else self.neighbors[ids]).sort(stable=True)
+        ids, widths, rows = ids[position], width.tolist(), sizes[position].tolist()
+        start, atoms = 0, 0
+        for end in range(1, len(widths) + 1):
+            atoms += rows[end - 1]
+            full, last = end - start == self.max_crystals, end == len(widths)
+            if last or full or self._pairs(end - start + 1, atoms + rows[end], widths[end]) > self.budget:
                 yield ids[start:end]
-                start = end
+                start, atoms = end, 0
+
+    def _pairs(self, crystals: int, atoms: int, width: float) -> float:
+        return crystals * width**2 if self.neighbors is None else atoms * width

@@ -32,7 +32,8 @@ class Neighbors(NamedTuple):
 def neighbor_list(batch: CrystalBatch, cutoff: float) -> Neighbors:
     """All pairs over all images with |x_j + k L - x_i| < cutoff, both directions, own images included.
 
-    Exact for skewed and for small cells. `vector` and `distance` are differentiable in frac and lattice; the
+    Exact for skewed and for small cells. The label "pbc" of the batch, (b, 3) bool, names the periodic
+    directions (default: all); along the others atoms may lie anywhere and have no images. `vector` and `distance` are differentiable in frac and lattice; the
     choice of pairs is not, so weigh them with something that vanishes at the cutoff.
     Raises NonFiniteError, CellError (singular, or so small that the list would not fit).
     """
@@ -40,17 +41,17 @@ def neighbor_list(batch: CrystalBatch, cutoff: float) -> Neighbors:
 
     _check(batch, cutoff)
     search = vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=1)
-    lattice = batch.lattice.detach().double().cpu()
-    points = _positions(batch.frac.detach().double().cpu(), lattice, batch.num_atoms.cpu())
+    lattice, pbc = batch.lattice.detach().double().cpu(), batch.pbc
+    cell = batch.frac.detach().floor() * pbc[batch.index]  # the search sees every atom inside the home cell
+    points = _positions((batch.frac.detach() - cell).double().cpu(), lattice, batch.num_atoms.cpu())
     found, start = [], 0
-    for box, x in zip(lattice.numpy(), points, strict=True):
-        i, j, shift = search.compute(points=x.numpy(), box=box, periodic=True, quantities="ijS")
+    for box, periodic, x in zip(lattice.numpy(), pbc.cpu().numpy(), points, strict=True):
+        i, j, shift = search.compute(points=x.numpy(), box=box, periodic=periodic, quantities="ijS")
         pairs = [torch.from_numpy(k.astype("int64")) for k in (i, j, shift)]
         found.append((pairs[0] + start, pairs[1] + start, pairs[2]))
         start += len(x)
     i, j, shift = (torch.cat(part).to(batch.device) for part in zip(*found, strict=True))
-    cell = batch.frac.detach().floor().long()  # the search saw every atom inside the home cell
-    shift = shift + cell[i] - cell[j]
+    shift = shift + (cell[i] - cell[j]).long()
     delta = batch.frac[j] - batch.frac[i] + shift.to(batch.dtype)
     vector = torch.einsum("mi,mij->mj", delta, batch.lattice[batch.index[i]])
     return Neighbors(i, j, shift, vector, torch.linalg.vector_norm(vector, dim=-1))
@@ -77,7 +78,7 @@ def min_distances(batch: CrystalBatch) -> Tensor:
     bound = torch.minimum(packing, torch.linalg.vector_norm(box, dim=-1).amin(-1))
     bound[bad] = torch.nan
     out = bound.clone()
-    for k, x in enumerate(_positions(frac, lattice, counts)):
+    for k, x in enumerate(_positions(frac - frac.floor(), lattice, counts)):
         if bound[k] > 0.01:  # False for NaN
             cutoff = float(bound[k]) * (1 + 1e-6)
             search = vesin.NeighborList(cutoff=cutoff, full_list=False, n_threads=1)
@@ -128,8 +129,8 @@ def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
 
 
 def _positions(frac: Tensor, lattice: Tensor, counts: Tensor) -> list[Tensor]:
-    """Cartesian positions within the home cell, one (n_k, 3) tensor a crystal."""
-    return [(f - f.floor()) @ box for f, box in zip(frac.split(counts.tolist()), lattice, strict=True)]
+    """Cartesian positions, one (n_k, 3) tensor a crystal."""
+    return [f @ box for f, box in zip(frac.split(counts.tolist()), lattice, strict=True)]
 
 
 def _check(batch: CrystalBatch, cutoff: float) -> None:

@@ -20,7 +20,10 @@ _CAP = 6.0  # logits beyond are squashed, so that exp needs no maximum taken out
 
 @dataclass(frozen=True)
 class PeriodicConfig:
-    """depth blocks of `dim` scalars and `vectors` vectors an atom, `message` of them sent; cutoff in Angstrom."""
+    """depth blocks of `dim` scalars and `vectors` vectors an atom; cutoff in Angstrom.
+
+    message: how many scalars travel between atoms; they and the vectors are shared out among the heads.
+    """
 
     dim: int = 128
     depth: int = 3
