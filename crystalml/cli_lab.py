@@ -19,7 +19,8 @@ lab.add_typer(benchmark, name="benchmark")
 @lab.command(
     epilog=examples(
         "crystalml pack ../shared/data -o train.safetensors --max-atoms 20",
-        "crystalml pack ../shared/data -o val.safetensors --split val --frames 5000",
+        "crystalml pack ../shared/data -o p.safetensors --max-atoms 20 --labelled --frames 15000",
+        "crystalml pack ../shared/data -o val.safetensors --split val --benchmark mp_20_val",
     )
 )
 def pack(
@@ -28,12 +29,16 @@ def pack(
     split: Annotated[str, typer.Option(help="train or val.")] = "train",
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
     frames: Annotated[int, typer.Option(min=0, help="Add this many rattled or decorated frames.")] = 0,
+    subset: Annotated[
+        str | None, typer.Option("--benchmark", help="Only mp_20_train, mp_20_val or mpts_52_val.")
+    ] = None,
+    labelled: Annotated[bool, typer.Option("--labelled", help="Only crystals with an energy.")] = False,
     seed: Seed = 0,
 ) -> None:
     """Pack a CrysDB folder into one small file to train on."""
     from crystalml.datasets.packing import training_set
 
-    data = training_set(folder, split, max_atoms, frames, seed)
+    data = training_set(folder, split, max_atoms, frames, seed, benchmark=subset, labelled=labelled)
     data.save(out)
     labels = ", ".join(f"{name} ({int(value.isfinite().sum())})" for name, value in data.labels.items())
     typer.echo(f"{len(data)} crystals, {len(data.numbers)} atoms written to {out}; labels: {labels}")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from crystalml.errors import InputError
 from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel, ModelConfig
+from crystalml.models.periodic import PeriodicConfig
 from crystalml.noise.product import CrystalNoise
 from crystalml.objectives.denoising import Denoising
 from crystalml.objectives.energy import IntermediateEnergy
+from crystalml.objectives.potential import Potential
 from crystalml.sample.predictor_corrector import PredictorCorrector
 
 Size = Literal["tiny", "small", "base", "paper"]
+C = TypeVar("C")
 
 _CRYSFORMER: dict[Size, CrysformerConfig] = {
     "tiny": CrysformerConfig(32, 2, 4, 16, 8, 32, "log"),
@@ -29,21 +32,25 @@ _CSPNET: dict[Size, CSPNetConfig] = {
     "base": CSPNetConfig(256, 6, 64, 128, "log"),
     "paper": CSPNetConfig(),  # DiffCSP, Table 5
 }
+_PERIODIC: dict[Size, PeriodicConfig] = {
+    "tiny": PeriodicConfig(16, 1, 2, 4, 8, 8, 6, 5.0),
+    "small": PeriodicConfig(64, 2, 8, 16, 32, 32, 10, 5.0),
+    "base": PeriodicConfig(128, 3, 8, 32, 64, 64, 12, 5.0),
+    "paper": PeriodicConfig(256, 4, 8, 64, 128, 64, 16, 6.0),  # no paper's: the largest, for a GPU
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A system ready to train: its model's description, its noise and its objective."""
+    """A system ready to train: its model's description, its noise (a potential has none) and its objective."""
 
     name: str
     model: ModelConfig
-    noise: CrystalNoise
-    objective: Denoising | IntermediateEnergy
+    noise: CrystalNoise | None
+    objective: Denoising | IntermediateEnergy | Potential
 
 
-def _sized(
-    table: dict[Size, CrysformerConfig] | dict[Size, CSPNetConfig], size: str
-) -> CrysformerConfig | CSPNetConfig:
+def _sized(table: dict[Size, C], size: str) -> C:
     try:
         return table[size]  # type: ignore[index]
     except KeyError:
@@ -73,16 +80,36 @@ FORMATION_ENERGY = EnergyScale(mean=-4.5, std=1.0)
 """y = E + 4.5: formation energies lie in about -4.5..1 eV/atom, so exp(-y) stays in 0.004..1."""
 
 
-def dao_p(size: Size = "small", form: Literal["exp", "poisson"] = "exp", clean: float = 0.75) -> Recipe:
+def dao_p(
+    size: Size = "small",
+    form: Literal["exp", "poisson"] = "exp",
+    clean: float = 0.9,
+    energy_weight: float = 2.0,
+    noise_weight: float = 0.5,
+) -> Recipe:
     """DAO-P on formation energy per atom: Crysformer with noise and energy heads.
 
-    clean: share of unperturbed crystals, see `IntermediateEnergy`. High, and the energy weighted by two,
+    clean: share of unperturbed crystals, see `IntermediateEnergy`. It is high, and the energy's weight too,
     because a short run has to choose: most users ask for the energy of a crystal, not of a noisy one.
     """
     noise = CrystalNoise.diffcsp(centered=_centered(size))
     model = ModelConfig(_sized(_CRYSFORMER, size), centered=noise.centered, energy=FORMATION_ENERGY)
-    objective = IntermediateEnergy(noise, FORMATION_ENERGY, form=form, clean=clean, energy_weight=2.0)
+    objective = IntermediateEnergy(
+        noise,
+        FORMATION_ENERGY,
+        form=form,
+        clean=clean,
+        energy_weight=energy_weight,
+        noise_weight=noise_weight,
+    )
     return Recipe("dao-p", model, noise, objective)
+
+
+def dao_potential(size: Size = "small") -> Recipe:
+    """Formation energy per atom with forces and stresses by the periodic Crysformer: any cell, any size."""
+    scale = EnergyScale()  # the elements' shifts are fitted to the data before the first step
+    model = ModelConfig(_sized(_PERIODIC, size), noise=False, energy=scale)
+    return Recipe("dao-potential", model, None, Potential(scale))
 
 
 def noise_for(model: CrystalModel) -> CrystalNoise:

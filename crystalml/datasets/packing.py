@@ -8,32 +8,56 @@ from pathlib import Path
 import numpy as np
 
 from crystalml.datasets.arrays import Arrays, pack
-from crystalml.datasets.crysdb import ENERGY, ENERGY_FILLED, crysdb, fill_energy, frames
+from crystalml.datasets.crysdb import BENCHMARKS, ENERGY, ENERGY_FILLED, crysdb, fill_energy, frames
 from crystalml.datasets.packed import PackedDataset
+from crystalml.errors import InputError
 
 LABELS = ("energy", "energy_above_hull", "band_gap", "benchmark", "off_equilibrium")
 
 
 def training_set(
-    root: str | Path, split: str = "train", max_atoms: int | None = None, num_frames: int = 0, seed: int = 0
+    root: str | Path,
+    split: str = "train",
+    max_atoms: int | None = None,
+    num_frames: int = 0,
+    seed: int = 0,
+    *,
+    benchmark: str | None = None,
+    labelled: bool = False,
+    forces: bool = False,
 ) -> PackedDataset:
-    """CrysDB crystals, and with num_frames that many rattled or decorated frames, as one packed set.
+    """CrysDB crystals, and with num_frames that many labelled frames, as one packed set.
 
     energy: formation energy per atom in eV, MP2020 scheme (`fill_energy`; for frames through
     `element_references`). off_equilibrium: 1 for frames, whose geometry is no sample of stable crystals.
+    benchmark: keep only crystals of this official set (`BENCHMARKS`). labelled: only those with an energy.
+    Frames are rattled or decorated ones; with forces the undistorted are among them too, and frames carry
+    `forces` (n, 3) in eV/A and `stress` (b, 3, 3) in eV/A^3, which are NaN in crystals.
     """
+    if benchmark is not None and benchmark not in BENCHMARKS[1:]:
+        raise InputError(f"unknown benchmark {benchmark!r}; choose from {', '.join(BENCHMARKS[1:])}")
     crystals = fill_energy(crysdb(root, split, max_atoms), root)
+    keep = np.ones(len(crystals), bool)
+    if benchmark is not None:
+        keep &= crystals.labels["benchmark"] == BENCHMARKS.index(benchmark)
+    if labelled:
+        keep &= np.isfinite(crystals.labels[ENERGY_FILLED])
+    crystals = crystals[keep]
     parts = [_labelled(crystals, crystals.labels[ENERGY_FILLED], 0.0)]
     if num_frames:
         pool = frames(root, split, max_atoms)
-        usable = np.flatnonzero((pool.strings["kind"] != "equilibrium") & np.isfinite(pool.labels[ENERGY]))
+        moved = forces | (pool.strings["kind"] != "equilibrium")
+        usable = np.flatnonzero(moved & np.isfinite(pool.labels[ENERGY]))
         chosen = np.random.default_rng(seed).permutation(usable)[:num_frames]
         part = pool[np.sort(chosen)]
-        parts.append(_labelled(part, part.labels[ENERGY], 1.0))
+        parts.append(_labelled(part, part.labels[ENERGY], 1.0, forces))
     return pack(Arrays.cat(parts))
 
 
-def _labelled(data: Arrays, energy: np.ndarray, off_equilibrium: float) -> Arrays:
+def _labelled(data: Arrays, energy: np.ndarray, off_equilibrium: float, forces: bool = False) -> Arrays:
     labels = {name: data.labels[name] for name in LABELS if name in data.labels}
     labels |= {"energy": energy, "off_equilibrium": np.full(len(data), off_equilibrium, np.float32)}
-    return replace(data, labels=labels, atom_labels={}, strings={})
+    atoms = {}
+    if forces:
+        labels["stress"], atoms["forces"] = data.labels["stress"], data.atom_labels["forces"]
+    return replace(data, labels=labels, atom_labels=atoms, strings={})
