@@ -42,7 +42,7 @@ _PERIODIC: dict[Size, PeriodicConfig] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A system ready to train: its model's description, its noise (a potential has none) and its objective."""
+    """A system ready to train: its model's description, its noise (a potential: None) and its objective."""
 
     name: str
     model: ModelConfig

@@ -18,13 +18,16 @@ from crystalml.datasets.packed import PackedDataset, SizeBatches
 from crystalml.errors import InputError, TrainingError
 from crystalml.models.layers import fast_autocast
 from crystalml.models.model import CrystalModel
+from crystalml.models.periodic import PeriodicCrysformer
 from crystalml.recipes import Recipe, Size
 from crystalml.training.checkpoint import load_model_file, save_model
 from crystalml.training.fit import FitConfig, Run, fit
+from crystalml.training.references import fit_shift
 
 RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "dao-g": recipes.dao_g,
     "dao-p": recipes.dao_p,
+    "dao-potential": recipes.dao_potential,
     "diffcsp": recipes.diffcsp,
 }
 
@@ -33,7 +36,8 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
 class TrainConfig:
     """What a training run needs beside its data.
 
-    pairs: padded atom pairs a batch may hold (count x atoms^2), which bounds time and memory.
+    pairs: padded atom pairs a batch may hold (count x atoms^2, or for a potential atoms x neighbours), which
+    bounds time and memory.
     init: weights to start from (fine-tuning); their own architecture replaces `size`.
     """
 
@@ -72,11 +76,12 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
     config.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.fit.seed)  # initial weights only; every later draw has its own generator
     model = load_model_file(config.init) if config.init else recipe.model.build()
+    if config.init is None:
+        fit_shift(model, data)
     model.to(config.device).train()
-    if config.compile if config.compile is not None else model.encoder.embed.mix.weight.is_cuda:
-        model.encoder.core = torch.compile(model.encoder.core, dynamic=True)  # type: ignore[method-assign]
-    batches = SizeBatches(data.num_atoms, config.pairs, config.max_crystals, seed=config.fit.seed)
-    measure = _Validation(recipe, val, config)
+    _compile(model, config)
+    batches = _batches(model, data, config.pairs, config.max_crystals, config.fit.seed)
+    measure = _Validation(recipe, model, val, config)
     sums: dict[str, float] = {}
     count, share, chief = 0, -1.0, not dist.is_initialized() or dist.get_rank() == 0
     run: Run | None = None
@@ -113,12 +118,32 @@ def _fitting(data: PackedDataset, max_atoms: int | None, what: str) -> PackedDat
     return data
 
 
+def _compile(model: CrystalModel, config: TrainConfig) -> None:
+    """Compile the dense part on a GPU; not a potential's: torch.compile does not differentiate twice."""
+    encoder = model.encoder
+    if not isinstance(encoder, PeriodicCrysformer):
+        wanted = config.compile if config.compile is not None else encoder.embed.mix.weight.is_cuda
+        if wanted:
+            encoder.core = torch.compile(encoder.core, dynamic=True)  # type: ignore[method-assign]
+
+
+def _batches(model: CrystalModel, data: PackedDataset, budget: int, crystals: int, seed: int) -> SizeBatches:
+    """By padded pairs of all atoms; for a model with a cutoff by the neighbours expected from the density."""
+    neighbors = None
+    if isinstance(model.encoder, PeriodicCrysformer):
+        density = data.num_atoms / torch.linalg.det(data.lattice).abs()
+        neighbors = 4.19 * model.encoder.config.cutoff**3 * density
+    return SizeBatches(data.num_atoms, budget, crystals, seed=seed, neighbors=neighbors)
+
+
 class _Validation:
     """The objective on held-out crystals with the averaged weights; same noise every time."""
 
-    def __init__(self, recipe: Recipe, val: PackedDataset | None, config: TrainConfig) -> None:
+    def __init__(
+        self, recipe: Recipe, model: CrystalModel, val: PackedDataset | None, config: TrainConfig
+    ) -> None:
         self.objective, self.val, self.config = recipe.objective, val, config
-        self.plan = SizeBatches(val.num_atoms, 4 * config.pairs, 1024).epoch(0) if val is not None else []
+        self.plan = _batches(model, val, 4 * config.pairs, 1024, 0).epoch(0) if val is not None else []
 
     def __call__(self, model: CrystalModel, run: Run) -> dict[str, float]:
         if self.val is None:

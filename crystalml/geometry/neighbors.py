@@ -33,8 +33,9 @@ def neighbor_list(batch: CrystalBatch, cutoff: float) -> Neighbors:
     """All pairs over all images with |x_j + k L - x_i| < cutoff, both directions, own images included.
 
     Exact for skewed and for small cells. The label "pbc" of the batch, (b, 3) bool, names the periodic
-    directions (default: all); along the others atoms may lie anywhere and have no images. `vector` and `distance` are differentiable in frac and lattice; the
-    choice of pairs is not, so weigh them with something that vanishes at the cutoff.
+    directions (default: all); along the others atoms may lie anywhere and have no images.
+    `vector` and `distance` are differentiable in frac and lattice; the choice of pairs is not, so weigh them
+    with something that vanishes at the cutoff.
     Raises NonFiniteError, CellError (singular, or so small that the list would not fit).
     """
     import vesin

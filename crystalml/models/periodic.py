@@ -54,6 +54,8 @@ class PeriodicCrysformer(nn.Module):
     head adds (`ShortRange`) rules alone.
     """
 
+    elements: Tensor
+
     def __init__(self, config: PeriodicConfig) -> None:
         super().__init__()
         self.config = config
@@ -87,7 +89,7 @@ class PeriodicCrysformer(nn.Module):
         sums = self.short_range.sums(numbers, pairs)
         r = soft_floor(pairs.distance, FREEZE[0] * sums, FREEZE[1] * sums) / self.config.cutoff
         unit = pairs.vector / pairs.distance[..., None]
-        s = self.embed(self.elements[numbers]) + self.embed_own(numbers)  # type: ignore[index]
+        s = self.embed(self.elements[numbers]) + self.embed_own(numbers)
         own, other = self.edge_ends(s).chunk(2, -1)
         e = self.edge_radial(bessel(r, self.config.basis)) + own[:, None] + pairs.gather(other)
         e, weight, harmonics = nn.functional.silu(e), envelope(r), moments(unit)
@@ -119,6 +121,8 @@ class Block(nn.Module):
     Scalars travel as sum_j a_ij Y(u_ij) (W e_ij) m_j with Y = 1, u, u u^T - I/3, vectors as
     sum_j b_ij v_j and sum_j b'_ij u_ij.v_j with one b = a (W e) a head.
     """
+
+    share: Tensor
 
     def __init__(self, config: PeriodicConfig) -> None:
         super().__init__()
@@ -160,12 +164,12 @@ class Block(nn.Module):
         """Moments (n, 13, m) of the scalars sent, sums (n, 3, c) and projections (n, c) of the vectors."""
         h = self.norm_1(s)
         v = v * (1 + v.square().sum(1, keepdim=True).mean(-1, keepdim=True)) ** -0.5  # bounded, smooth at 0
-        m, c = self.share.shape[1], v.shape[-1]  # type: ignore[union-attr]
+        m, c = self.share.shape[1], v.shape[-1]
         sent = pairs.gather(torch.cat([self.send(h), v.flatten(1)], -1))
         key, value, vector = sent.split((m, m, 3 * c), -1)
         a = self.attention(h, v, key, e, weight, harmonics[..., 1:4])
         radial, plain, dotted = self.filter(e).split((m, self.heads, self.heads), -1)
-        moment = harmonics.mT @ (radial * value * (a @ self.share))  # type: ignore[operator]
+        moment = harmonics.mT @ (radial * value * (a @ self.share))
         b = torch.cat([a * plain, ((a * dotted)[..., None, :] * harmonics[..., 1:4, None]).flatten(-2)], -1)
         # All heads times all channels, of which each head keeps its own: cheaper than (n, K, 3, c) products.
         sums = (b.mT @ vector).unflatten(-1, (3, self.heads, -1)).unflatten(1, (4, self.heads))
@@ -176,7 +180,7 @@ class Block(nn.Module):
         """(n, K, heads) weights a_ij."""
         q = self.query(h) * (self.query.out_features // self.heads) ** -0.5
         folded = torch.einsum("nhd,hde->neh", q.unflatten(-1, (self.heads, -1)), self.key_edge)
-        spread = q[..., None] * self.share.mT  # type: ignore[union-attr, operator]
+        spread = q[..., None] * self.share.mT
         logits = key @ spread + e @ folded + unit @ self.aim(v)
         raw = weight[..., None] * torch.exp(_CAP * torch.tanh(logits / _CAP))
         return raw / (1 + torch.exp(-self.saturation) * raw.sum(1, keepdim=True))
