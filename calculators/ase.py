@@ -31,7 +31,9 @@ class DaoCalculator(Calculator):
     dtype: "float32" or "float64"; results are float64 either way. energy = free_energy in eV a cell, on the
     model's energy scale (see its card), forces in eV/A, stress = +(1/V) dE/d(strain) in eV/A^3, Voigt order
     xx yy zz yz xz xy. stress_weight is accepted because pymatgen passes it to calculator classes, and has no
-    effect: units never change. DAO models see the cell as given and were trained on Niggli-reduced primitive
+    effect: units never change. A potential (a model with the periodic encoder) takes any cell, slabs, wires,
+    molecules and single atoms, also gives the atoms' `energies`, and leaves out `stress` without a volume.
+    Diffusion models see the cell as given and were trained on Niggli-reduced primitive
     cells: reduce a cell before, not during, a relaxation (`crystalml.relax` does).
 
     Raises UnknownElementError when attached to atoms with an element the model never saw, UnsupportedError
@@ -61,6 +63,8 @@ class DaoCalculator(Calculator):
         place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._reference = _reference(model)
         self._attach(_prepare(model, place, precision))
+        if self.model.is_potential:
+            self.implemented_properties.append("energies")
         card = self.model.card
         # Plain strings: ASE writes the parameters as JSON into every trajectory and database.
         name = self._reference or str(card.get("name", "custom"))
@@ -109,20 +113,29 @@ class DaoCalculator(Calculator):
         from crystalml.convert import to_batch
 
         weight = next(self.model.parameters())
-        x = to_batch(self.atoms, dtype=weight.dtype, device=str(weight.device), min_distance=MIN_DISTANCE)
+        potential = self.model.is_potential
+        x = to_batch(
+            self.atoms,
+            dtype=weight.dtype,
+            device=str(weight.device),
+            min_distance=0.0 if potential else MIN_DISTANCE,
+            bulk=not potential,
+        )
         out = {key: value.double().cpu().numpy() for key, value in self._predictor(x).items()}
         energy = float(out["energy"][0])
-        self.results = {
-            "energy": energy,
-            "free_energy": energy,
-            "forces": out["forces"],
-            "stress": np.asarray(full_3x3_to_voigt_6_stress(out["stress"][0])),
-        }
+        self.results = {"energy": energy, "free_energy": energy, "forces": out["forces"]}
+        if "energies" in out:
+            self.results["energies"] = out["energies"]
+        if self.atoms.cell.rank == 3:  # without three vectors there is no volume to divide by
+            stress = out["stress"][0] * float(x.volume[0]) / self.atoms.cell.volume
+            self.results["stress"] = np.asarray(full_3x3_to_voigt_6_stress(stress))
 
     def _check(self, atoms: Atoms) -> None:
         if len(atoms) == 0:
             raise EmptyStructureError("cannot compute 0 atoms: add atoms to the cell")
         self.set_atoms(atoms)
+        if self.model.is_potential:
+            return
         if not atoms.pbc.all():
             raise UnsupportedError(
                 f"{self.parameters['model']} describes bulk crystals only, but pbc = {atoms.pbc.tolist()}: "

@@ -30,6 +30,7 @@ from crystalml.errors import (
     UnsupportedError,
 )
 from crystalml.files import expand, parse
+from crystalml.geometry.box import enclose
 from crystalml.geometry.neighbors import min_distances, neighbor_list
 from crystalml.geometry.torus import wrap
 
@@ -54,18 +55,21 @@ def to_batch(
     max_atoms: int | None = None,
     min_distance: float = 0.0,
     known: Collection[int] | None = None,
+    bulk: bool = True,
 ) -> CrystalBatch:
     """One structure or many -> a CrystalBatch with right-handed cells and frac in [0, 1).
 
     max_atoms: the most atoms a cell may hold. min_distance: in Angstrom, over all images; 0 accepts anything.
-    known: the atomic numbers allowed. Labels are kept only where every item is a CrystalBatch that has them.
+    known: the atomic numbers allowed. bulk=False also takes slabs, wires and molecules (Atoms not periodic in
+    all directions): they come with the label "pbc" and a roomy box along free ones. Other labels are kept only
+    where every item is a CrystalBatch that has them.
     Raises a subclass of InputError (or UnsupportedError) that names the structure, the value and the remedy.
     """
     if not dtype.is_floating_point:
         raise InputError(f"dtype {dtype} cannot hold coordinates; use torch.float32 or torch.float64")
     parts, count = [], 0
     for item in _items(structures):
-        parts.append(_read_item(item, count))
+        parts.append(_read_item(item, count, bulk))
         count += len(parts[-1])
     if not parts:
         raise InputError("no structures given: the sequence is empty")
@@ -106,14 +110,14 @@ def _is_one(item: object) -> bool:
     return isinstance(item, SiteCollection)
 
 
-def _read_item(item: object, k: int) -> CrystalBatch:
+def _read_item(item: object, k: int, bulk: bool = True) -> CrystalBatch:
     """One input as a float64 batch on the CPU; k is its place, for the error messages."""
     from ase import Atoms
 
     if isinstance(item, CrystalBatch):
         return item.to("cpu", torch.float64)
     if isinstance(item, Atoms):
-        return _read_atoms(item, k)
+        return _read_atoms(item, k, bulk)
     from pymatgen.core import IStructure
 
     if isinstance(item, IStructure):
@@ -146,12 +150,30 @@ def _read_structure(structure: IStructure, k: int) -> CrystalBatch:
     return _single(numbers, structure.frac_coords, structure.lattice.matrix)
 
 
-def _read_atoms(atoms: Atoms, k: int) -> CrystalBatch:
-    _require_periodic(atoms.pbc, k)
+def _read_atoms(atoms: Atoms, k: int, bulk: bool) -> CrystalBatch:
+    if bulk or atoms.pbc.all():
+        _require_periodic(atoms.pbc, k)
+    else:
+        return _read_free(atoms, k)
     part = _single(atoms.numbers, atoms.positions, atoms.cell.array)
     if len(part.numbers):
         _check_cells(part, k)
     return part.replace(frac=torch.linalg.solve(part.lattice[0].T, part.frac.T).T)  # X = F @ L
+
+
+def _read_free(atoms: Atoms, k: int) -> CrystalBatch:
+    """A slab, wire or molecule in a box of its own, with the label "pbc"."""
+    part = _single(atoms.numbers, atoms.positions, atoms.cell.array)
+    pbc, points = torch.from_numpy(atoms.pbc.copy()), part.frac
+    if not (points.isfinite().all() and part.lattice.isfinite().all()):
+        _fail(NonFiniteError, k, "NaN or infinity in the positions or the cell")
+    if int(torch.linalg.matrix_rank(part.lattice[0][pbc])) < int(pbc.sum()):
+        rows = part.lattice[0][pbc].tolist()
+        _fail(CellError, k, f"the periodic cell vectors {rows} are not independent; give one for each")
+    if not len(points):
+        return part
+    lattice, frac = enclose(points, part.lattice[0], pbc)
+    return part.replace(frac=frac, lattice=lattice[None], labels={"pbc": pbc[None]})
 
 
 def _single(numbers: ArrayLike, frac: ArrayLike, lattice: ArrayLike) -> CrystalBatch:
@@ -250,11 +272,16 @@ def to_structures(batch: CrystalBatch) -> list[Structure]:
 
 
 def to_atoms(batch: CrystalBatch) -> list[Atoms]:
-    """One ASE Atoms per crystal, periodic in all directions, in float64; labels stay behind."""
+    """One ASE Atoms per crystal, in float64; of the labels only "pbc" is read."""
     from ase import Atoms
 
     return [
-        Atoms(x.numbers.numpy(), cell=x.lattice[0].numpy(), scaled_positions=x.frac.numpy(), pbc=True)
+        Atoms(
+            x.numbers.numpy(),
+            cell=x.lattice[0].numpy(),
+            scaled_positions=x.frac.numpy(),
+            pbc=x.pbc[0].numpy(),
+        )
         for x in _cpu(batch).split()
     ]
 
@@ -265,6 +292,7 @@ def _cpu(batch: CrystalBatch) -> CrystalBatch:
         batch.frac.detach().double().cpu(),
         batch.lattice.detach().double().cpu(),
         batch.num_atoms.cpu(),
+        {name: value.cpu() for name, value in batch.labels.items() if name == "pbc"},
     )
 
 

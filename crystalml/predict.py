@@ -10,11 +10,13 @@ from torch import Tensor
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import UnsupportedError
 from crystalml.models.model import CrystalModel
+from crystalml.models.periodic import PeriodicConfig
 
 # Dense pair tensors (b, nmax, nmax, width) dominate memory. Kept for the gradient, in bytes a pair: 8k for
 # the small Crysformer, 49k for the paper's; without gradient a few rows of the widest edge tensor.
 _CPU_PAIRS = {True: 2**14, False: 2**16}
 _CUDA_BYTES_A_PAIR = {True: 60_000, False: 12_000}
+_PER_ATOM = ("forces", "energies")
 
 
 def pair_budget(device: torch.device, gradient: bool) -> int:
@@ -23,6 +25,21 @@ def pair_budget(device: torch.device, gradient: bool) -> int:
         return _CPU_PAIRS[gradient]
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, int(0.6 * free) // _CUDA_BYTES_A_PAIR[gradient])
+
+
+def pack_neighbors(x: CrystalBatch, cutoff: float, max_pairs: int) -> list[Tensor]:
+    """Group crystals of similar density so that each group's atoms x neighbours stay within max_pairs."""
+    width = (4.19 * cutoff**3 * x.num_atoms / x.volume).cpu()
+    order = torch.argsort(width, descending=True, stable=True)
+    groups: list[list[int]] = []
+    room = 0.0
+    for k, cost in zip(order.tolist(), (width * x.num_atoms.cpu())[order].tolist(), strict=True):
+        if not groups or cost > room:
+            groups.append([])
+            room = float(max_pairs)
+        groups[-1].append(k)
+        room -= cost
+    return [torch.tensor(group) for group in groups]
 
 
 def pack(num_atoms: Tensor, max_pairs: int) -> list[Tensor]:
@@ -44,10 +61,12 @@ def pack(num_atoms: Tensor, max_pairs: int) -> list[Tensor]:
 class Predictor:
     """Maps a batch to energy (b,), energy_per_atom (b,), forces (n, 3) and stress (b, 3, 3).
 
+    A potential also gives energies (n,), the atoms' parts of the energy, and takes the label "pbc".
     E = N e(F, L) in eV, with e the model's energy per atom; forces = -dE/dX = -dE/dF L^-T in eV/A;
     stress = sym(L^T dE/dL|_F) / V = +(1/V) dE/d(strain) in eV/A^3, positive when the cell wants to shrink.
-    The batch is moved to the model's device and dtype and split so that b * nmax^2 <= max_pairs
-    (None: chosen from the device). Raises UnsupportedError for a model without an energy head.
+    The batch is moved to the model's device and dtype and split so that b * nmax^2 (with a potential: the
+    neighbour pairs) <= max_pairs (None: chosen from the device). Raises UnsupportedError for a model without
+    an energy head.
     """
 
     model: CrystalModel
@@ -63,16 +82,20 @@ class Predictor:
         """Predict every crystal of x; forces=False returns the energies only, at a fraction of the cost."""
         weight = next(self.model.parameters())
         x = x.to(weight.device, weight.dtype)
-        groups = pack(x.num_atoms, self.max_pairs or pair_budget(weight.device, forces))
+        budget = self.max_pairs or pair_budget(weight.device, forces)
+        encoder = self.model.config.encoder
+        if isinstance(encoder, PeriodicConfig):
+            groups = pack_neighbors(x, encoder.cutoff, budget)
+        else:
+            groups = pack(x.num_atoms, budget)
         parts = [self._group(x[group.to(weight.device)], forces) for group in groups]
         back = torch.argsort(torch.cat(groups)).to(weight.device)
         joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        if forces:
-            counts = torch.cat([x.num_atoms[group.to(weight.device)] for group in groups])
-            rows = joined["forces"].split(counts.tolist())
-            atoms = torch.cat([rows[i] for i in back.tolist()])
-            return {key: atoms if key == "forces" else value[back] for key, value in joined.items()}
-        return {key: value[back] for key, value in joined.items()}
+        counts = torch.cat([x.num_atoms[group.to(weight.device)] for group in groups])
+        sites = CrystalBatch(counts.new_zeros(len(x.numbers)), x.frac, x.lattice, counts, site_labels={
+            key: value for key, value in joined.items() if key in _PER_ATOM
+        })[back].site_labels  # fmt: skip
+        return {key: sites[key] if key in _PER_ATOM else value[back] for key, value in joined.items()}
 
     def _group(self, x: CrystalBatch, forces: bool) -> dict[str, Tensor]:
         try:
@@ -86,16 +109,24 @@ class Predictor:
 
     def _energies(self, x: CrystalBatch) -> dict[str, Tensor]:
         with torch.no_grad():
-            per_atom = self.model.energy(x)
-        return {"energy": per_atom * x.num_atoms, "energy_per_atom": per_atom}
+            per_atom, sites = self._evaluate(x)
+        return {"energy": per_atom * x.num_atoms, "energy_per_atom": per_atom, **sites}
+
+    def _evaluate(self, x: CrystalBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        if not self.model.is_potential:
+            return self.model.energy(x), {}
+        out, scale = self.model(x), self.model.config.energy
+        assert scale is not None  # a potential has an energy head
+        return scale.to_physical(out.energy), {"energies": scale.to_physical(out.energies).detach()}
 
     def _gradients(self, x: CrystalBatch) -> dict[str, Tensor]:
         # A caller's no_grad or inference_mode must not break forces: leaves are made outside of both.
         with torch.inference_mode(False), torch.enable_grad():
             frac = x.frac.detach().clone().requires_grad_(True)
             lattice = x.lattice.detach().clone().requires_grad_(True)
-            leaves = CrystalBatch(x.numbers.clone(), frac, lattice, x.num_atoms.clone())
-            per_atom = self.model.energy(leaves)
+            labels = {name: value.clone() for name, value in x.labels.items() if name == "pbc"}
+            leaves = CrystalBatch(x.numbers.clone(), frac, lattice, x.num_atoms.clone(), labels)
+            per_atom, sites = self._evaluate(leaves)
             energy = per_atom * leaves.num_atoms
             d_frac, d_lattice = torch.autograd.grad(energy.sum(), (frac, lattice))
         gradient = torch.linalg.solve(x.lattice[x.index], d_frac[..., None]).squeeze(-1)
@@ -106,4 +137,5 @@ class Predictor:
             "energy_per_atom": per_atom.detach(),
             "forces": -gradient,
             "stress": stress,
+            **sites,
         }
