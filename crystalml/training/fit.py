@@ -119,13 +119,10 @@ class Run:
             raise TrainingError(
                 f"{path} is the state of a different run ({error}); choose another output folder"
             ) from error
-        for name, p in self.model.named_parameters():
-            keys = {k.split(".")[1] for k in tensors if k.startswith("optimizer.") and k.endswith(f".{name}")}
-            state = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
-            moved = {k: v if k == "step" else v.to(self.device) for k, v in state.items()}
-            self.optimizer.state[p] = {
-                k: v.to(self.device) if k == "step" and v.is_cuda else v for k, v in moved.items()
-            }
+        parameters = dict(self.model.named_parameters())
+        for key, value in part("optimizer.").items():
+            moment, name = key.split(".", 1)
+            self.optimizer.state[parameters[name]][moment] = value.to(self.device)
 
     def step(self, losses: dict[str, Tensor]) -> bool:
         """Backward and update; a non-finite loss or gradient skips the update and says so."""

@@ -52,6 +52,7 @@ class ModelInfo:
     max_atoms: int | None = None
     energy: dict[str, str] | None = None
     figures: dict[str, Any] = field(default_factory=dict)
+    known_failures: list[str] = field(default_factory=list)
     formula_units: dict[str, Any] = field(default_factory=dict)
 
 
@@ -223,6 +224,8 @@ def render_card(info: ModelInfo) -> str:
     if info.figures:
         lines += ["", "## Measured", "", "| figure | value |", "|---|---|"]
         lines += [f"| {key} | {value} |" for key, value in info.figures.items()]
+    if info.known_failures:
+        lines += ["", "## Known failures", "", *(f"- {failure}" for failure in info.known_failures)]
     lines += ["", "```python", "from crystalml import load_model", "", f'load_model("{info.name}")', "```"]
     return "\n".join(lines) + "\n"
 

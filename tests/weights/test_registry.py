@@ -26,6 +26,7 @@ CARD = {
     "elements": ["Na", "Cl"],
     "energy": {"units": "eV/atom", "reference": "formation energy"},
     "figures": {"MAE (eV/atom)": 0.1},
+    "known_failures": ["slabs"],
     "max_atoms": 20,
 }
 
