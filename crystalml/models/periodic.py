@@ -13,7 +13,7 @@ from crystalml.geometry.neighbors import Neighbors, neighbor_list
 from crystalml.models.encoder import Features
 from crystalml.models.layers import MLP
 from crystalml.models.pairs import Pairs, bessel, envelope, soft_floor, tabulate
-from crystalml.models.zbl import FREEZE, REACH, ShortRange
+from crystalml.models.zbl import REACH, ShortRange
 
 _CAP = 6.0  # logits beyond are squashed, so that exp needs no maximum taken out
 
@@ -23,6 +23,8 @@ class PeriodicConfig:
     """depth blocks of `dim` scalars and `vectors` vectors an atom; cutoff in Angstrom.
 
     message: how many scalars travel between atoms; they and the vectors are shared out among the heads.
+    blind: in sums of covalent radii, the distance below which a pair looks alike at any distance; the true
+    one is read from 1.3 times that on.
     """
 
     dim: int = 128
@@ -33,6 +35,7 @@ class PeriodicConfig:
     edge_dim: int = 64
     basis: int = 12
     cutoff: float = 5.0
+    blind: float = 0.5
 
     def __post_init__(self) -> None:
         if self.message % self.heads or self.vectors % self.heads:
@@ -50,8 +53,8 @@ class PeriodicCrysformer(nn.Module):
     """CrystalBatch -> Features that depend on distances and angles only, never on the choice of cell.
 
     Atoms carry scalars s (n, d) and vectors v (n, 3, c). All of them read a pair's distance through
-    `soft_floor`: below half the sum of covalent radii they are blind to it, and the repulsion that the energy
-    head adds (`ShortRange`) rules alone.
+    `soft_floor`: below half the sum of covalent radii (`blind`) they do not see it, and the repulsion that
+    the energy head adds (`ShortRange`) rules alone.
     """
 
     elements: Tensor
@@ -86,8 +89,8 @@ class PeriodicCrysformer(nn.Module):
 
     def attend(self, numbers: Tensor, pairs: Pairs) -> Tensor:
         """(n, d) features of the atoms from the table of their neighbours."""
-        sums = self.short_range.sums(numbers, pairs)
-        r = soft_floor(pairs.distance, FREEZE[0] * sums, FREEZE[1] * sums) / self.config.cutoff
+        low = self.config.blind * self.short_range.sums(numbers, pairs)
+        r = soft_floor(pairs.distance, low, 1.3 * low) / self.config.cutoff
         unit = pairs.vector / pairs.distance[..., None]
         s = self.embed(self.elements[numbers]) + self.embed_own(numbers)
         own, other = self.edge_ends(s).chunk(2, -1)

@@ -11,9 +11,7 @@ from crystalml.models.pairs import Pairs, envelope
 COULOMB = 14.399645  # e^2 / (4 pi epsilon_0) in eV Angstrom
 _PHI = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
 
-FREEZE = (0.5, 0.65)
-"""In sums of covalent radii: networks read a constant distance below the first, the true one above both."""
-REACH = 0.8  # in sums of covalent radii: ZBL is zero beyond; 99.8 % of bonds in real crystals are longer
+REACH = 0.8  # in sums of covalent radii: ZBL is zero beyond, where the bonds of nearly all crystals are
 
 
 class ShortRange(nn.Module):
