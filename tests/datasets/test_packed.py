@@ -75,3 +75,46 @@ def test_epochs_differ_and_repeat_exactly() -> None:
 
 def test_one_crystal_over_budget_still_gets_its_batch() -> None:
     assert sorted(len(b) for b in SizeBatches(torch.tensor([50, 2, 2]), budget=100).epoch(0)) == [1, 2]
+
+
+def _with_forces(seed: int, count: int) -> PackedDataset:
+    x = rand_crystals(seed, count, dtype=torch.float32)
+    g = np.random.default_rng(seed)
+    arrays = (v.numpy() for v in (x.numbers, x.frac, x.lattice, x.num_atoms))
+    stress, forces = g.normal(size=(count, 3, 3)), g.normal(size=(len(x.numbers), 3))
+    return PackedDataset.from_arrays(*arrays, {"stress": stress}, {"forces": forces})
+
+
+def test_forces_and_stresses_survive_file_choice_and_join(tmp_path: Path) -> None:
+    data, path = _with_forces(0, 5), tmp_path / "f.safetensors"
+    data.save(path)
+    back = PackedDataset.load(path)
+    assert torch.equal(back.site_labels["forces"], data.site_labels["forces"])
+    assert torch.equal(back.labels["stress"], data.labels["stress"])
+    whole, part = data[torch.arange(5)], data.select(torch.tensor([4, 2]))[[1]]
+    assert torch.equal(part.site_labels["forces"], whole[[2]].site_labels["forces"])
+    assert torch.equal(part.labels["stress"][0], data.labels["stress"][2])
+    joined = PackedDataset.cat([_packed(1, 3), data])
+    atoms = int(joined.num_atoms[:3].sum())
+    assert joined.site_labels["forces"][:atoms].isnan().all() and joined.labels["stress"][:3].isnan().all()
+    assert torch.equal(joined.site_labels["forces"][atoms:], data.site_labels["forces"])
+    assert joined.labels["energy"][3:].isnan().all()
+
+
+def test_half_precision_labels_come_back_as_float32(tmp_path: Path) -> None:
+    data = _with_forces(0, 5)
+    data.half("forces").save(tmp_path / "h.safetensors")
+    half = PackedDataset.load(tmp_path / "h.safetensors")
+    assert half.site_labels["forces"].dtype == torch.float16 and half.labels["stress"].dtype == torch.float32
+    forces = half[torch.arange(5)].site_labels["forces"]
+    assert forces.dtype == torch.float32
+    torch.testing.assert_close(forces, data.site_labels["forces"], atol=1e-3, rtol=1e-3)
+
+
+def test_batches_by_neighbours_hold_their_budget_and_pad_little() -> None:
+    g = torch.Generator().manual_seed(0)
+    sizes, neighbors = torch.randint(1, 30, (3000,), generator=g), 20 + 40 * torch.rand(3000, generator=g)
+    batches = SizeBatches(sizes, 4000, 64, window=1000, neighbors=neighbors).epoch(0)
+    assert torch.equal(torch.cat(batches).sort().values, torch.arange(3000))
+    pairs = [int(sizes[b].sum()) * float(neighbors[b].max()) for b in batches]
+    assert max(pairs) <= 4000 and sum(pairs) < 1.1 * float((sizes * neighbors).sum())

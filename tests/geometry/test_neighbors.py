@@ -191,3 +191,22 @@ def test_reduction_keeps_the_lattice_and_finds_its_shortest_vectors(seed: int) -
     minkowski = torch.linalg.vector_norm(images(1).double() @ reduced, dim=-1)  # |c + x a + y b| >= |c|
     with_c = images(1)[:, 2] != 0
     assert (minkowski[:, with_c] >= lengths[:, 2:] - 1e-9).all()
+
+
+@pytest.mark.parametrize("pbc", list(itertools.product([True, False], repeat=3)))
+def test_free_directions_have_no_images(pbc: tuple[bool, ...]) -> None:
+    """Against the brute-force list without the pairs that reach across a free face; atoms may lie outside."""
+    batch, cutoff = crystals(1, [4, 3]), 3.7
+    batch = batch.replace(frac=2.5 * (batch.frac - 0.3), labels={"pbc": torch.tensor([pbc] * 2)})
+    found = neighbor_list(batch, cutoff)
+    ours = {
+        (i, j, tuple(k))
+        for i, j, k in zip(found.i.tolist(), found.j.tolist(), found.shift.tolist(), strict=True)
+    }
+    theirs = {
+        (i, j, k)
+        for i, j, k, d in brute(batch, 7)
+        if d < cutoff and all(p or s == 0 for p, s in zip(pbc, k, strict=True))
+    }
+    assert ours == theirs
+    assert (found.distance < cutoff).all()
