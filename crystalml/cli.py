@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crystalml import __version__
+from crystalml.cli_check import check
 from crystalml.cli_lab import lab
 from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples
 from crystalml.errors import InputError
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 
 app.add_typer(lab)  # without a name: its commands stand beside those below
+app.add_typer(check)
 
 
 def _version(show: bool) -> None:

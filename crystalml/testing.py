@@ -5,13 +5,15 @@ any `fn: CrystalBatch -> {name: Tensor}` and, for each name, the kind of quantit
 
     fn = lambda x: {"energy": model.energy(x), "score": model.denoise(x, t).frac}
     assert_symmetric(fn, rand_crystals(0), {"energy": "invariant", "score": "frac"})
+
+`check_calculator(factory)` examines any ASE calculator: see crystalml.conformance, which needs no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +22,9 @@ from crystalml.crystal import CrystalBatch
 from crystalml.elements import atomic_number
 from crystalml.geometry.neighbors import minkowski_reduce, neighbor_list
 from crystalml.geometry.torus import logmap, wrap
+
+if TYPE_CHECKING:
+    from crystalml.conformance import check_calculator as check_calculator
 
 Kind = Literal["invariant", "node-invariant", "frac", "lattice", "vector", "tensor"]
 """How an output moves when the crystal is rotated by Q (X -> X Qᵀ, L -> L Qᵀ).
@@ -305,3 +310,11 @@ def _normal(g: torch.Generator, like: Tensor) -> Tensor:
 
 def _generator(seed: Seed) -> torch.Generator:
     return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+
+
+def __getattr__(name: str) -> object:
+    if name != "check_calculator":  # loaded on first use: it needs ASE, the rest of this module does not
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from crystalml.conformance import check_calculator
+
+    return check_calculator

@@ -18,6 +18,7 @@ from crystalml.training.checkpoint import save_model
 
 COMMANDS = [
     ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"],
+    ["check-calculator"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
 ]  # fmt: skip
 
@@ -73,7 +74,7 @@ def test_the_list_above_is_complete():
 def test_seed_and_device_everywhere_they_mean_something(run):
     for command in COMMANDS:
         text = run(*command, "--help").output
-        assert ("--device" in text) == (command not in (["models"], ["pack"]))
+        assert ("--device" in text) == (command not in (["models"], ["pack"], ["check-calculator"]))
         assert ("--seed" in text) == (command not in (["models"], ["relax"]))
 
 
