@@ -11,12 +11,25 @@ from crystalml.crystal import CrystalBatch, Tangent
 from crystalml.noise.product import CrystalNoise
 
 
-def random_times(x: CrystalBatch, num_steps: int, generator: torch.Generator | None) -> Tensor:
-    """(b,) t ~ U{1..T}, stratified over the batch: one draw in each of b equal bins, shuffled."""
+def random_times(
+    x: CrystalBatch,
+    num_steps: int,
+    generator: torch.Generator | None,
+    focus: tuple[float, float] | None = None,
+) -> Tensor:
+    """(b,) levels in 1..T, stratified over the batch: one draw in each of b equal bins, shuffled.
+
+    focus=None: t ~ U{1..T}. focus=(m, s): three quarters of the draws have logit(t / T) ~ N(m, s^2) (Esser
+    et al. 2024), which spends a short run where structure is decided; the optimum at each level is the same.
+    """
     b = len(x)
     u = torch.rand(b, generator=generator, device=x.device, dtype=torch.float64)
     bins = torch.randperm(b, generator=generator, device=x.device)
-    return ((bins + u) / b * num_steps).long().clamp(max=num_steps - 1) + 1
+    u = (bins + u) / b
+    if focus is not None:
+        inner = ((u - 0.25) / 0.75).clamp(1e-9, 1 - 1e-9)
+        u = torch.where(u < 0.25, 4 * u, torch.sigmoid(focus[0] + focus[1] * torch.special.ndtri(inner)))
+    return (u * num_steps).long().clamp(max=num_steps - 1) + 1
 
 
 def noise_losses(predicted: Tangent, target: Tangent, weight: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,17 +47,21 @@ def noise_losses(predicted: Tangent, target: Tangent, weight: Tensor, index: Ten
 
 @dataclass(frozen=True)
 class Denoising:
-    """L_L + L_F of DiffCSP (Eqs. 4, 8), CrysDiff and DAO (Eqs. 3-4); both weights 1."""
+    """L_L + L_F of DiffCSP (Eqs. 4, 8), CrysDiff and DAO (Eqs. 3-4); both weights 1.
+
+    focus: see `random_times`; None is the published uniform draw of levels.
+    """
 
     noise: CrystalNoise
     lattice_weight: float = 1.0
     frac_weight: float = 1.0
+    focus: tuple[float, float] | None = None
 
     def __call__(
         self, model: nn.Module, x: CrystalBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """{"loss", "lattice", "frac"}: scalars."""
-        t = random_times(x, self.noise.num_steps, generator)
+        t = random_times(x, self.noise.num_steps, generator, self.focus)
         noisy, target = self.noise.perturb(x, t, generator)
         lattice, frac = noise_losses(
             model(noisy, t).noise, target, torch.ones_like(x.lattice[:, 0, 0]), x.index

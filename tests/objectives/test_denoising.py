@@ -40,6 +40,17 @@ def test_times_cover_every_level_evenly() -> None:
     assert torch.equal(t.sort().values, torch.arange(1, 101).repeat_interleave(2))
 
 
+def test_focused_times_visit_all_levels_but_the_middle_oftener() -> None:
+    x = rand_crystals(1, 4000, max_atoms=1)
+    t = random_times(x, 100, torch.Generator().manual_seed(0), focus=(0.4, 0.8))
+    counts = torch.bincount(t, minlength=101)[1:]
+    assert counts.min() >= 9  # a quarter stays uniform: 10 a level
+    assert counts[40:80].float().mean() > 4 * counts[:10].float().mean()
+    u = (t - 0.5) / 100
+    middle = u[(u > 0.02) & (u < 0.98)].logit().median()
+    assert abs(middle - 0.4) < 0.15
+
+
 def test_weights_of_zero_silence_a_crystal() -> None:
     x = rand_crystals(2, 3)
     target = Tangent(lattice=torch.zeros_like(x.lattice), frac=torch.zeros_like(x.frac))
