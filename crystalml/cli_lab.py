@@ -21,6 +21,7 @@ lab.add_typer(benchmark, name="benchmark")
         "crystalml pack ../shared/data -o train.safetensors --max-atoms 20",
         "crystalml pack ../shared/data -o p.safetensors --max-atoms 20 --labelled --frames 15000",
         "crystalml pack ../shared/data -o val.safetensors --split val --benchmark mp_20_val",
+        "crystalml pack ../shared/data -o f.safetensors --labelled --frames 149057 --forces",
     )
 )
 def pack(
@@ -33,12 +34,17 @@ def pack(
         str | None, typer.Option("--benchmark", help="Only mp_20_train, mp_20_val or mpts_52_val.")
     ] = None,
     labelled: Annotated[bool, typer.Option("--labelled", help="Only crystals with an energy.")] = False,
+    forces: Annotated[
+        bool, typer.Option("--forces", help="Frames carry forces and stresses, for dao-potential.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Pack a CrysDB folder into one small file to train on."""
     from crystalml.datasets.packing import training_set
 
-    data = training_set(folder, split, max_atoms, frames, seed, benchmark=subset, labelled=labelled)
+    data = training_set(
+        folder, split, max_atoms, frames, seed, benchmark=subset, labelled=labelled, forces=forces
+    )
     data.save(out)
     labels = ", ".join(f"{name} ({int(value.isfinite().sum())})" for name, value in data.labels.items())
     typer.echo(f"{len(data)} crystals, {len(data.numbers)} atoms written to {out}; labels: {labels}")
@@ -53,7 +59,7 @@ def pack(
     )
 )
 def train(
-    recipe: Annotated[str, typer.Argument(help="dao-g, dao-p or diffcsp.")],
+    recipe: Annotated[str, typer.Argument(help="dao-g, dao-p, dao-potential or diffcsp.")],
     data: Annotated[Path, typer.Option(help="Packed training set, see `crystalml pack`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     val: Annotated[Path | None, typer.Option(help="Packed validation set.")] = None,
