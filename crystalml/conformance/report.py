@@ -99,16 +99,19 @@ class Report:
         return "\n".join([f"**{self.calculator}**: {_summary(self.counts)}.", "", head, "", *rows, ""])
 
     def table(self) -> Table:
-        """For the terminal."""
+        """For the terminal: with the message where there is something to say."""
+        from rich.box import SIMPLE
         from rich.table import Table
         from rich.text import Text
 
-        table = Table("check", "status", "measured", "tolerance", "", title=f"{self.calculator}", expand=True)
-        for column in table.columns[:4]:
+        table = Table("check", "status", "measured", "limit", "unit", "", title=self.calculator, box=SIMPLE)
+        for column in table.columns[:5]:
             column.no_wrap = True
         for result in self.results:
             status = Text(result.status, style=_COLOURS[result.status])
-            table.add_row(result.name, status, *_numbers(result), Text(" ".join(result.message.split())))
+            figures = [_number(result.measured), _number(result.tolerance), result.unit]
+            message = "" if result.status == "pass" else " ".join(result.message.split())
+            table.add_row(result.name, status, *figures, Text(message))
         table.caption = _summary(self.counts)
         return table
 
@@ -136,9 +139,13 @@ def _evidence(result: Result) -> str:
     return "; ".join(part for part in (figures, result.message) if part)
 
 
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
 def _numbers(result: Result) -> tuple[str, str]:
     unit = f" {result.unit}" if result.unit else ""
-    show = ["" if x is None else f"{x:.2g}{unit}" for x in (result.measured, result.tolerance)]
+    show = ["" if x is None else _number(x) + unit for x in (result.measured, result.tolerance)]
     return show[0], show[1]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase.calculators.calculator import BaseCalculator
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
@@ -71,6 +72,8 @@ BROKEN = {
     "DiluteStress": ["stress/slab"],
     "WrongForces": ["forces/bulk", "forces/slab", "forces/molecule"],
     "NoPartialPeriodicity": ["pbc/slab", "pbc/wire"],
+    "WeakNoPartialPeriodicity": ["pbc/slab", "pbc/wire"],
+    "VirialForSlabs": ["stress/slab", "stress/molecule"],
     "AbruptCutoff": ["smooth/dimer", "smooth/bulk"],
     "KinkedCutoff": ["smooth/dimer", "smooth/bulk"],
     "Hole": ["dimer/holes"],
@@ -124,6 +127,7 @@ def test_a_list_shared_with_all_of_ase_is_caught():
 def test_diagnoses_are_named():
     assert "GPa" in check(toys.GigaPascal, only=["stress"])["stress/units"].message
     assert "0.0556" in check(toys.DiluteStress, only=["stress"])["stress/slab"].message
+    assert "not divided" in check(toys.VirialForSlabs, only=["stress"])["stress/slab"].message
     assert "1.05 times" in check(toys.WrongForces, only=["forces"])["forces/bulk"].message
     assert "molecule" in check(toys.NoPartialPeriodicity, only=["cells"])["pbc/slab"].message
     assert "4.370" in check(toys.AbruptCutoff, only=["smooth"])["smooth/dimer"].message
@@ -208,6 +212,25 @@ def test_dao_calculator_keeps_the_contract(tiny_model, dtype):
     assert report.info["precision"] == dtype
     assert report.ok, report
     assert report["forces/slab"].status == report["pbc/slab"].status == "refused"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_potential_keeps_all_laws(dtype):
+    from crystalml.calculators.ase import DaoCalculator
+    from crystalml.models.model import CrystalModel
+    from crystalml.recipes import dao_potential
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CrystalModel(dao_potential("tiny").model)
+    with torch.no_grad():  # heads that start at zero would keep many laws for free
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    report = check(DaoCalculator(model, device="cpu", dtype=dtype))
+    assert report.ok, report
+    assert report.counts == {"pass": len(report.results)}
+    assert abs(float(report["cells/one-atom"].message.split()[0])) > 1e-3
 
 
 CELL_DEPENDENT = {
