@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crystalml.errors import CellError, NonFiniteError
+from crystalml.geometry.images import MAX_CANDIDATES, candidates, image_pairs
 
 if TYPE_CHECKING:
     from crystalml.crystal import CrystalBatch
@@ -38,24 +39,39 @@ def neighbor_list(batch: CrystalBatch, cutoff: float) -> Neighbors:
     with something that vanishes at the cutoff.
     Raises NonFiniteError, CellError (singular, or so small that the list would not fit).
     """
+    _check(batch, cutoff)
+    pbc, lattice = batch.pbc, batch.lattice.detach()
+    cell = batch.frac.detach().floor() * pbc[batch.index]  # the search sees every atom inside the home cell
+    home = batch.frac.detach() - cell
+    if batch.device.type == "cuda":
+        reach, counts = candidates(lattice, batch.num_atoms, pbc, cutoff)
+        if int(counts.sum()) <= MAX_CANDIDATES:
+            i, j, shift = image_pairs(home, lattice, batch.num_atoms, reach, cutoff)
+        else:
+            i, j, shift = _search(batch, home, cutoff)
+    else:
+        i, j, shift = _search(batch, home, cutoff)
+    shift = shift + (cell[i] - cell[j]).long()
+    delta = batch.frac[j] - batch.frac[i] + shift.to(batch.dtype)
+    vector = torch.einsum("mi,mij->mj", delta, batch.lattice[batch.index[i]])
+    return Neighbors(i, j, shift, vector, torch.linalg.vector_norm(vector, dim=-1))
+
+
+def _search(batch: CrystalBatch, home: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(i, j, shift), crystal by crystal on the CPU; home: (n, 3) fractional coordinates in the home cell."""
     import vesin
 
-    _check(batch, cutoff)
     search = vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=1)
-    lattice, pbc = batch.lattice.detach().double().cpu(), batch.pbc
-    cell = batch.frac.detach().floor() * pbc[batch.index]  # the search sees every atom inside the home cell
-    points = _positions((batch.frac.detach() - cell).double().cpu(), lattice, batch.num_atoms.cpu())
+    lattice, pbc = batch.lattice.detach().double().cpu(), batch.pbc.cpu()
+    points = _positions(home.double().cpu(), lattice, batch.num_atoms.cpu())
     found, start = [], 0
-    for box, periodic, x in zip(lattice.numpy(), pbc.cpu().numpy(), points, strict=True):
+    for box, periodic, x in zip(lattice.numpy(), pbc.numpy(), points, strict=True):
         i, j, shift = search.compute(points=x.numpy(), box=box, periodic=periodic, quantities="ijS")
         pairs = [torch.from_numpy(k.astype("int64")) for k in (i, j, shift)]
         found.append((pairs[0] + start, pairs[1] + start, pairs[2]))
         start += len(x)
     i, j, shift = (torch.cat(part).to(batch.device) for part in zip(*found, strict=True))
-    shift = shift + (cell[i] - cell[j]).long()
-    delta = batch.frac[j] - batch.frac[i] + shift.to(batch.dtype)
-    vector = torch.einsum("mi,mij->mj", delta, batch.lattice[batch.index[i]])
-    return Neighbors(i, j, shift, vector, torch.linalg.vector_norm(vector, dim=-1))
+    return i, j, shift
 
 
 def min_distances(batch: CrystalBatch) -> Tensor:
