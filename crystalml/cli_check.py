@@ -43,6 +43,8 @@ def check_calculator(
     Exit code 1 if a law is broken, 2 if nothing can be computed. A case that the calculator refuses with a
     clear error is no failure.
     """
+    from dataclasses import replace
+
     from rich.console import Console
 
     from crystalml.conformance import check_calculator as run
@@ -66,6 +68,7 @@ def check_calculator(
         seed=seed,
         on_result=show,
     )
+    report = replace(report, info={"target": target, "settings": kwargs, **report.info})
     Console().print(report.table())
     if out:
         report.save(out)

@@ -25,6 +25,7 @@ def test_a_sound_calculator_exits_with_zero(run, tmp_path):
     assert result.exit_code == 0, result.output
     assert "forces/bulk" in result.output and "11 pass" in result.output
     data = json.loads((tmp_path / "emt.json").read_text())
+    assert data["target"] == "ase.calculators.emt:EMT" and data["settings"] == "{}"
     assert data["elements"] == "Cu-Au" and data["counts"] == {"pass": 11}
 
 

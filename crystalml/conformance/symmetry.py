@@ -104,6 +104,7 @@ def check_cells(subject: Subject) -> Iterator[Result]:
     """One-atom cells, and periodicity along some directions only."""
     yield guarded("cells/one-atom", lambda: _one_atom(subject))
     yield guarded("pbc/slab", lambda: _partial(subject, "slab", ((0, 1, 2), (2, 0, 1), (1, 2, 0))))
+    yield guarded("pbc/tight", lambda: _tight(subject))
     yield guarded("pbc/wire", lambda: _partial(subject, "wire", ((0, 1, 2), (2, 0, 1))))
 
 
@@ -112,6 +113,22 @@ def _one_atom(subject: Subject) -> Result:
     energy, forces = subject.both(subject.cases.one_atom())
     force = float(np.abs(forces).max()) if np.isfinite(energy) else float("nan")
     return judge("cells/one-atom", force, subject.limits.forces, "eV/A", f"{energy:.6g} eV")
+
+
+def _tight(subject: Subject) -> Result:
+    """Along a vector that is not periodic there are no images, however short the vector is."""
+    slab = subject.cases.slab()
+    tight = slab.copy()
+    tight.cell[2] = [0, 0, 3 * subject.cases.distance]  # the next layer of a crystal would begin here
+    tight.pbc = slab.pbc
+    closed = tight.copy()
+    closed.pbc = True
+    expected, found = subject.energy(slab), subject.energy(tight)
+    at_stake = abs(subject.energy(closed) - expected) / len(slab)
+    tolerance = min(FAR, 0.05 * at_stake) + 10 * subject.noise(slab) / len(slab)
+    result = judge("pbc/tight", abs(found - expected) / len(slab), tolerance, "eV/atom")
+    message = "images across a direction that is not periodic" if result.status == "fail" else ""
+    return replace(result, message=message)
 
 
 def _partial(subject: Subject, kind: str, orders: tuple[tuple[int, int, int], ...]) -> Result:

@@ -72,6 +72,7 @@ BROKEN = {
     "DiluteStress": ["stress/slab"],
     "WrongForces": ["forces/bulk", "forces/slab", "forces/molecule"],
     "NoPartialPeriodicity": ["pbc/slab", "pbc/wire"],
+    "AlwaysPeriodic": ["pbc/tight"],
     "WeakNoPartialPeriodicity": ["pbc/slab", "pbc/wire"],
     "VirialForSlabs": ["stress/slab", "stress/molecule"],
     "AbruptCutoff": ["smooth/dimer", "smooth/bulk"],

@@ -99,6 +99,16 @@ class NoPartialPeriodicity(Sound):
         return super().compute(atoms)
 
 
+class AlwaysPeriodic(Sound):
+    """Takes every vector of the cell for a period."""
+
+    def compute(self, atoms):
+        if atoms.cell.rank == 3:
+            atoms = atoms.copy()
+            atoms.pbc = True
+        return super().compute(atoms)
+
+
 class WeakNoPartialPeriodicity(NoPartialPeriodicity):
     """The same with so little energy at stake that no fixed tolerance would notice."""
 
