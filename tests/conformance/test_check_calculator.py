@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -276,3 +277,12 @@ def test_testing_offers_it_too():
     from crystalml import testing
 
     assert testing.check_calculator is check_calculator
+
+
+def test_the_suite_runs_in_anybodys_environment():
+    """It loads ASE and NumPy, and of ours only the errors."""
+    code = (
+        "import sys, crystalml.conformance; print({'torch', 'pymatgen', 'vesin', 'rich'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
