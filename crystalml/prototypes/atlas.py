@@ -1,0 +1,273 @@
+"""The prototype atlas: known structure types, what was seen on their sites, and what they predict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from crystalml.composition import parse_composition
+from crystalml.convert import to_batch
+from crystalml.datasets.arrays import Arrays, fractions
+from crystalml.elements import atomic_number, symbol
+from crystalml.errors import FileReadError, InputError
+from crystalml.prototypes.align import Closeness, regroupings
+from crystalml.prototypes.cluster import Clusters, Prototype
+from crystalml.prototypes.describe import Description, describe_all
+from crystalml.prototypes.elements import electronegativity
+from crystalml.prototypes.instantiate import build
+from crystalml.prototypes.similarity import Similarity, learn
+from crystalml.prototypes.symmetry import space_group
+from crystalml.prototypes.tables import LOG, Tables, tables_of
+from crystalml.prototypes.volume import VolumeModel, fit_volume
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Composition, Structure
+
+Array = NDArray[Any]
+
+SHRINK = 3.0  # members that the volume model counts for beside a prototype's own
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prototype with the target's elements on its sites.
+
+    elements: atomic number of each colour. score: log of its share among all candidates of the composition,
+    a calibrated log probability on crystals like those of the atlas. template: the elements of the closest
+    crystal seen. volume: predicted, cubic Angstrom per atom.
+    """
+
+    prototype: int
+    elements: tuple[int, ...]
+    score: float
+    template: tuple[int, ...]
+    volume: float
+
+
+@dataclass(frozen=True)
+class PrototypeAtlas:
+    """Symmetry prototypes: group, coloured orbits, mean cell and free coordinates, elements seen on them.
+
+    Make one with `from_structures`, read one with `load`, or take the shipped one with `default`.
+    """
+
+    tables: Tables
+    similarity: Similarity
+    volumes: VolumeModel
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    @staticmethod
+    def from_structures(
+        structures: Structure | Atoms | Iterable[Structure | Atoms],
+        close: Closeness | None = None,
+        similarity: Similarity | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> PrototypeAtlas:
+        """Prototypes of any ordered bulk crystals; those that are close to each other become one.
+
+        similarity: how elements are compared; None learns it where there are crystals enough to learn from,
+        and else goes by the elements' properties.
+        """
+        single = hasattr(structures, "lattice") or hasattr(structures, "cell")  # both are iterable over sites
+        items: list[Any] = [structures] if single else list(structures)
+        if not items:
+            return PrototypeAtlas.from_descriptions([], close, similarity, card)
+        batch = to_batch(items, dtype=torch.float64)
+        data = Arrays(
+            batch.numbers.numpy().astype(np.int8), batch.frac.numpy(), batch.lattice.numpy(),
+            batch.num_atoms.numpy(), ids=[str(i) for i in range(len(batch))],
+        )  # fmt: skip
+        found = (item for part in describe_all(data) for _, item in part)
+        return PrototypeAtlas.from_descriptions(found, close, similarity, card)
+
+    @staticmethod
+    def from_descriptions(
+        crystals: Iterable[Description],
+        close: Closeness | None = None,
+        similarity: Similarity | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> PrototypeAtlas:
+        """As `from_structures`, from crystals that are symmetrised already."""
+        clusters = Clusters(close)
+        for crystal in crystals:
+            clusters.add(crystal)
+        return PrototypeAtlas.from_prototypes(clusters.prototypes(), similarity, card)
+
+    @staticmethod
+    def from_prototypes(
+        prototypes: Sequence[Prototype],
+        similarity: Similarity | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> PrototypeAtlas:
+        volumes, surplus = _volumes(prototypes)
+        tables = tables_of(prototypes, surplus)
+        return PrototypeAtlas(tables, similarity or learn(tables), volumes, dict(card or {}))
+
+    def save(self, path: str | Path) -> None:
+        """Write one compressed safetensors file, atomically."""
+        data = self.tables.to_bytes({**self.similarity.tensors(), **self.volumes.tensors()}, self.card)
+        temporary = Path(f"{path}.partial")
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+
+    @staticmethod
+    def load(path: str | Path) -> PrototypeAtlas:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise FileReadError(f"cannot read the prototype atlas {path}: {error}") from error
+        tables, tensors, card = Tables.from_bytes(data, path)
+        return PrototypeAtlas(
+            tables, Similarity.from_tensors(tensors), VolumeModel.from_tensors(tensors), card
+        )
+
+    @staticmethod
+    @cache
+    def default() -> PrototypeAtlas:
+        """The atlas shipped with the package, made from Materials Project crystals (CC BY 4.0) and others."""
+        return PrototypeAtlas.load(DEFAULT)
+
+    def label(self, prototype: int) -> str:
+        """Its name: amounts, group and Wyckoff letters by colour, such as "1:1:3_221_a_b_c"."""
+        geometry = self.tables.geometry(prototype)
+        counts = self.tables.counts(prototype)
+        owned = list(zip(geometry.letters, geometry.colours, strict=True))
+        letters = ["".join(sorted(letter for letter, c in owned if c == k)) for k in range(len(counts))]
+        amounts = ":".join(str(count) for count in counts)
+        return "_".join([amounts, str(space_group(geometry.hall)[0]), *letters])
+
+    def candidates(
+        self,
+        composition: str | Composition | Mapping[Any, float],
+        num_atoms: int | None = None,
+        same_formula: bool = True,
+    ) -> list[Candidate]:
+        """Everything the atlas has for the cell's content, likeliest first; empty if it has nothing.
+
+        composition: the atoms of the primitive cell, or with num_atoms a formula that is multiplied to it.
+        same_formula: whether crystals of this very composition count as evidence; False asks what the atlas
+        says of a compound it has not seen.
+        """
+        base, counts = self.cell_content(composition, num_atoms)
+        elements, owner, members = self.tables.stacked(counts)
+        if not same_formula:
+            seen = [(elements == base[list(order)]).all(1) for order in regroupings(counts)]
+            keep = ~np.any(seen, axis=0)
+            elements, owner, members = elements[keep], owner[keep], members[keep]
+        if not len(owner):
+            return []
+        found = []
+        for order in regroupings(counts):
+            target = base[list(order)]
+            score = self.similarity.scores(target, elements, members)
+            found += self._best_by_prototype(target, counts, score, elements, owner)
+        total = logsumexp([item[0] for item in found])
+        found.sort(key=lambda item: (-item[0], item[1], item[2]))
+        log_volume = self.volumes.log_volume(base, counts)
+        return [
+            Candidate(p, target, score - total, template, self._volume(p, log_volume))
+            for score, p, target, template in found
+        ]
+
+    def instantiate(self, prototype: int, elements: Sequence[int | str], volume: float) -> Structure:
+        """The primitive, Niggli-reduced crystal with `elements` on the colours; volume in A^3 per atom."""
+        if not 0 <= prototype < len(self):
+            raise InputError(f"there is no prototype {prototype}; this atlas has 0 to {len(self) - 1}")
+        numbers = [atomic_number(e) if isinstance(e, str) else int(e) for e in elements]
+        wanted = len(self.tables.counts(prototype))
+        if len(numbers) != wanted or not volume > 0:
+            raise InputError(
+                f"{self.label(prototype)} needs {wanted} elements and a positive volume, "
+                f"not {[symbol(z) for z in numbers]} and {volume}"
+            )
+        return build(self.tables.geometry(prototype), numbers, volume)
+
+    def cell_content(
+        self, composition: str | Composition | Mapping[Any, float], num_atoms: int | None = None
+    ) -> tuple[Array, tuple[int, ...]]:
+        """Atomic numbers and amounts, by amount, then electronegativity."""
+        unit = parse_composition(composition)
+        amounts = {atomic_number(str(name)): round(n) for name, n in unit.get_el_amt_dict().items()}
+        factor, rest = divmod(num_atoms or sum(amounts.values()), sum(amounts.values()))
+        if rest or factor < 1:
+            raise InputError(
+                f"num_atoms={num_atoms} is no multiple of the {sum(amounts.values())} atoms of "
+                f"{composition!r}"
+            )
+        order = sorted(amounts, key=lambda z: (amounts[z], electronegativity(z), z))
+        return np.array(order), tuple(amounts[z] * factor for z in order)
+
+    def _best_by_prototype(
+        self, target: Array, counts: tuple[int, ...], score: Array, elements: Array, owner: Array
+    ) -> list[tuple[float, int, tuple[int, ...], tuple[int, ...]]]:
+        starts = np.flatnonzero(np.diff(owner, prepend=-1))
+        totals = np.logaddexp.reduceat(score, starts)
+        out = []
+        ends = [*starts[1:].tolist(), len(owner)]
+        for start, end, total in zip(starts.tolist(), ends, totals, strict=True):
+            p = int(owner[start])
+            if _canonical(target, self.tables.twins(p)):
+                nearest = start + int(np.argmax(score[start:end]))
+                out.append((float(total), p, tuple(target.tolist()), tuple(elements[nearest].tolist())))
+        return out
+
+    def _volume(self, p: int, log_volume: float) -> float:
+        return float(np.exp(log_volume + self.tables.volume[p] / LOG))
+
+
+def logsumexp(values: Sequence[float]) -> float:
+    array = np.array(values)
+    return float(array.max() + np.log(np.exp(array - array.max()).sum()))
+
+
+def _canonical(target: Array, twins: Array) -> bool:
+    """Whether colours that may be swapped without change stand in the one order that counts."""
+    last: dict[int, tuple[float, int]] = {}
+    for z, twin in zip(target.tolist(), twins.tolist(), strict=True):
+        rank = (electronegativity(z), z)
+        if twin in last and rank < last[twin]:
+            return False
+        last[twin] = rank
+    return True
+
+
+def _volumes(prototypes: Sequence[Prototype]) -> tuple[VolumeModel, dict[int, float]]:
+    """The volume model of all members, and by how much each prototype exceeds it (shrunk mean, in log)."""
+    amounts = [_amounts(prototype) for prototype in prototypes]
+    numbers = np.array([z for p in prototypes for elements, _ in p.members for z in elements], np.int8)
+    if not len(numbers):
+        return VolumeModel(np.zeros((119, 119)), float("nan")), {}
+    sizes, atoms, volume = [], [], []
+    for prototype, counts in zip(prototypes, amounts, strict=True):
+        for _, value in prototype.members:
+            sizes.append(int(counts.sum()))
+            atoms.append(counts)
+            volume.append(value)
+    z = np.repeat(numbers, np.concatenate(atoms))
+    data = Arrays(z, np.zeros((len(z), 3)), np.zeros((len(sizes), 3, 3)), np.array(sizes))
+    model = fit_volume(fractions(data), np.array(volume))
+    surplus = {}
+    for p, (prototype, counts) in enumerate(zip(prototypes, amounts, strict=True)):
+        gaps = [np.log(value) - model.log_volume(e, counts) for e, value in prototype.members]
+        surplus[p] = float(np.median(gaps) * len(gaps) / (len(gaps) + SHRINK))
+    return model, surplus
+
+
+def _amounts(prototype: Prototype) -> Array:
+    crystal = prototype.leader.crystal
+    return np.bincount(prototype.leader.colours, crystal.multiplicity).astype(int)
+
+
+DEFAULT = Path(__file__).parent / "crysdb.safetensors.xz"

@@ -1,0 +1,108 @@
+"""Gather crystals into prototypes: same group, same coloured orbits, and close in every length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystalml.prototypes.align import Closeness, Coloured, Placement, cell_gap, place
+from crystalml.prototypes.describe import Description
+from crystalml.prototypes.elements import electronegativity
+from crystalml.prototypes.symmetry import snap, space_group, symmetric_cell
+
+Array = NDArray[Any]
+
+TIE = 0.03  # recolourings that fit this well alike are one: the two sites of rock salt, say
+
+
+@dataclass
+class Prototype:
+    """A leader and, summed over the members, what they average to.
+
+    Displacements are relative to the leader's sites. members: (elements of colours 0, 1, ..., volume per
+    atom) of every member.
+    """
+
+    leader: Coloured
+    shifts: Array
+    logs: Array
+    members: list[tuple[tuple[int, ...], float]] = field(default_factory=list)
+
+    @staticmethod
+    def of(leader: Coloured) -> Prototype:
+        return Prototype(leader, np.zeros((len(leader.colours), 3)), np.zeros(6))
+
+    def add(self, elements: tuple[int, ...], placement: Placement, volume: float) -> None:
+        self.shifts += placement.shifts
+        self.logs += np.log(placement.cell)
+        self.members.append((elements, volume))
+
+    def mean(self) -> tuple[Array, Array]:
+        """(6,) cell at unit volume per atom and (o, 3) sites: means over members, exact in the group."""
+        crystal, count = self.leader.crystal, len(self.members)
+        sites = np.stack([snap(crystal.hall, site) for site in crystal.sites])
+        moved = np.stack(
+            [snap_shift(crystal.hall, site, s) for site, s in zip(sites, self.shifts / count, strict=True)]
+        )
+        return symmetric_cell(space_group(crystal.hall)[0], np.exp(self.logs / count)), (sites + moved) % 1.0
+
+
+def snap_shift(hall: int, site: Array, shift: Array) -> Array:
+    """The part of a displacement that the site's symmetry leaves free: its mean over the stabiliser."""
+    step = 1e-4 / max(float(np.abs(shift).max()), 1e-12)  # small, so that the stabiliser is the site's own
+    if step >= 1:
+        return snap(hall, site + shift) - site
+    return (snap(hall, site + step * shift) - site) / step
+
+
+class Clusters:
+    """Prototypes found so far; `add` puts one crystal where it belongs or makes it a leader."""
+
+    def __init__(self, close: Closeness | None = None) -> None:
+        self.close = close or Closeness()
+        self.groups: dict[Any, list[Prototype]] = {}
+        self._cells: dict[Any, Array] = {}
+
+    def prototypes(self) -> list[Prototype]:
+        """In an order that does not depend on where the crystals came from: by signature, group, members."""
+        keys = sorted(self.groups, key=lambda key: (key[1], key[0]))
+        return [p for key in keys for p in sorted(self.groups[key], key=lambda p: -len(p.members))]
+
+    def add(self, crystal: Description) -> None:
+        coloured = Coloured.of(crystal)
+        group = self.groups.setdefault(coloured.key, [])
+        if group:
+            lengths, angles = cell_gap(coloured.settings[1][:, None], self._cells[coloured.key])
+            near = (lengths <= self.close.length) & (angles <= self.close.angle)
+            order = np.argsort(np.where(near, lengths, np.inf).min(0), kind="stable")
+            for position in order[: int(near.any(0).sum())]:
+                if self._join(group[position], coloured):
+                    return
+        fresh = Prototype.of(Coloured.of(crystal))  # a copy without the tables that `settings` keeps
+        group.append(fresh)
+        cells = self._cells.get(coloured.key, np.zeros((0, 6)))
+        self._cells[coloured.key] = np.concatenate([cells, crystal.cell[None]])
+        self._join(fresh, coloured)
+
+    def _join(self, prototype: Prototype, crystal: Coloured) -> bool:
+        found = []
+        for colouring in crystal.recolourings():
+            placement = place(prototype.leader, crystal, colouring, self.close)
+            if placement is not None:
+                found.append((colouring, placement))
+        if not found:
+            return False
+        limit = min(placement.worst for _, placement in found) + TIE
+        options = []
+        for colouring, placement in found:
+            if placement.worst <= limit:
+                elements = [0] * len(colouring)
+                for k, colour in enumerate(colouring):
+                    elements[colour] = crystal.elements[k]
+                options.append((tuple(elements), placement))
+        elements_, placement = min(options, key=lambda option: [(electronegativity(z), z) for z in option[0]])
+        prototype.add(elements_, placement, crystal.crystal.volume)
+        return True

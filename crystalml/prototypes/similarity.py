@@ -1,0 +1,147 @@
+"""Which elements stand in for which: a metric on elements, learned from crystals that share prototypes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crystalml.prototypes.align import regroupings
+from crystalml.prototypes.elements import descriptors
+from crystalml.prototypes.tables import Counts, Tables
+
+Array = NDArray[Any]
+
+MAX_COLOURS = 9
+LEAST = 200  # tuples below which nothing is learned and the descriptors speak alone
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """log k(a, b) = -|e_a - e_b|^2 between elements; a tuple of c of them scales the sum by `sharpness[c]`.
+
+    embedding: (119, d). sharpness: (MAX_COLOURS + 1,). popularity: exponent of the number of crystals that
+    had a tuple.
+    """
+
+    embedding: Array
+    sharpness: Array
+    popularity: float
+
+    @cached_property
+    def distances(self) -> Array:
+        """(119, 119) squared distances."""
+        gap = self.embedding[:, None] - self.embedding
+        return (gap**2).sum(-1)
+
+    def scores(self, target: Array, elements: Array, members: Array) -> Array:
+        """(m,) log kernel of one assignment (c,) against tuples (m, c) seen `members` times."""
+        count = min(len(target), MAX_COLOURS)
+        total = self.distances[target[None], elements].sum(1)
+        return -self.sharpness[count] * total + self.popularity * np.log(members)
+
+    def tensors(self) -> dict[str, Array]:
+        return {
+            "similarity.embedding": self.embedding.astype(np.float32),
+            "similarity.sharpness": self.sharpness.astype(np.float32),
+            "similarity.popularity": np.array([self.popularity], np.float32),
+        }
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Array]) -> Similarity:
+        return Similarity(
+            tensors["similarity.embedding"].astype(np.float64),
+            tensors["similarity.sharpness"].astype(np.float64),
+            float(tensors["similarity.popularity"][0]),
+        )
+
+    @staticmethod
+    def of_descriptors() -> Similarity:
+        """Nothing learned: plain distances of `descriptors`."""
+        return Similarity(descriptors(), np.ones(MAX_COLOURS + 1), 0.3)
+
+
+def learn(
+    tables: Tables, dim: int = 16, epochs: int = 2, batch: int = 32, most: int = 4000, seed: int = 0,
+    rate: float = 0.01,
+) -> Similarity:  # fmt: skip
+    """Neighbourhood components: the metric under which a crystal's own prototype is the likeliest.
+
+    p(prototype | composition) is proportional to the sum of k over the tuples of that prototype, the
+    crystal's own tuple left out, against those of all prototypes with the same amounts (Goldberger et al.,
+    NIPS 2004). Elements are embedded by a linear map of their descriptors plus a free part drawn to zero, so
+    that rare elements follow their properties. `most` tuples of a group, drawn by the seed, enter a step.
+    """
+    if int(tables.tuples.sum()) < LEAST:
+        return Similarity.of_descriptors()
+    generator = np.random.default_rng(seed)
+    features = torch.as_tensor(descriptors(), dtype=torch.float32)
+    start = torch.as_tensor(generator.normal(size=(features.shape[1], dim)) / features.shape[1] ** 0.5)
+    linear = start.float().requires_grad_()
+    free = torch.zeros(len(features), dim, requires_grad=True)
+    sharpness = torch.zeros(MAX_COLOURS + 1, requires_grad=True)
+    popularity = torch.tensor(0.3, requires_grad=True)
+    groups = {key: tables.stacked(key) for key in sorted(tables.groups)}
+    steps = sum(1 for _ in _batches(groups, batch, generator)) * epochs
+    optimiser = torch.optim.Adam([linear, free, sharpness, popularity], rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1)
+    for _ in range(epochs):
+        for key, rows in _batches(groups, batch, generator):
+            embedding = features @ linear + free
+            table = (embedding[:, None] - embedding).square().sum(-1)
+            scale = sharpness[min(len(key), MAX_COLOURS)].exp()
+            loss = _loss(table * scale, popularity, groups[key], key, rows, most, generator)
+            optimiser.zero_grad()
+            (loss + 1e-4 * free.square().sum()).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    with torch.no_grad():
+        learned = (features @ linear + free).double().numpy()
+        return Similarity(learned, sharpness.exp().double().numpy(), float(popularity))
+
+
+def _batches(
+    groups: dict[Counts, tuple[Array, Array, Array]], batch: int, generator: np.random.Generator
+) -> Iterator[tuple[Counts, Array]]:
+    """Tuples whose prototype has others, shuffled, those of one group together."""
+    out = []
+    for key, (_, owner, _) in groups.items():
+        shared = np.bincount(owner)[owner] > 1 if len(owner) else np.zeros(0, bool)
+        rows = generator.permutation(np.flatnonzero(shared))
+        if len(np.unique(owner)) > 1:
+            out += [(key, rows[i : i + batch]) for i in range(0, len(rows), batch)]
+    for position in generator.permutation(len(out)):
+        yield out[position]
+
+
+def _loss(
+    table: Tensor, popularity: Tensor, group: tuple[Array, Array, Array], key: Counts, rows: Array, most: int,
+    generator: np.random.Generator,
+) -> Tensor:  # fmt: skip
+    elements, owner, members = group
+    pool = np.arange(len(owner))
+    if len(pool) > most:
+        pool = generator.choice(len(pool), most, replace=False)
+    weight = popularity * torch.as_tensor(np.log(members[pool]), dtype=torch.float32)
+    others = torch.as_tensor(elements[pool])
+    every = list(regroupings(key))[:6]
+    scores = []
+    for order in every:
+        target = torch.as_tensor(elements[rows][:, list(order)])
+        terms = [table[target[:, k]][:, others[:, k]] for k in range(len(key))]
+        scores.append(weight - torch.stack(terms).sum(0))
+    itself = torch.as_tensor(pool[None] == rows[:, None])
+    own = torch.as_tensor(owner[pool][None] == owner[rows][:, None]) & ~itself
+    first = scores[0].masked_fill(itself, -torch.inf)
+    usable = own.any(1)
+    if not bool(usable.any()):
+        return table.sum() * 0
+    total = torch.logsumexp(torch.cat([first, *scores[1:]], 1)[usable], 1)
+    right = torch.logsumexp(first.masked_fill(~own, -torch.inf)[usable], 1)
+    return (total - right).mean()
