@@ -72,6 +72,11 @@ class PeriodicCrysformer(nn.Module):
         self.edge_ends = nn.Linear(config.dim, 2 * config.edge_dim, bias=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
+        self.apply(_unit_variance)
+        nn.init.normal_(self.embed.weight, std=1 / 3)  # nine of the features are one, the others zero
+        for block in self.blocks:
+            # a quarter: sums over some dozens of neighbours come out of order one
+            nn.init.normal_(block.filter.weight, std=0.25 * config.edge_dim**-0.5)  # type: ignore[union-attr, arg-type]
 
     @property
     def dim(self) -> int:
@@ -102,16 +107,28 @@ class PeriodicCrysformer(nn.Module):
         return self.norm(s)
 
 
+def _unit_variance(module: nn.Module) -> None:
+    """Weights that keep the size of what passes: torch's own shrink it by sqrt(3) a layer, and squares of
+    vectors, which start small, would take thousands of steps to be noticed."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def moments(unit: Tensor) -> Tensor:
-    """[1 | u | u u^T - I/3]: (..., 3) -> (..., 13), what neighbours are weighted with in their sums."""
+    """[1 | sqrt(3) u | sqrt(27/2) (u u^T - I/3)]: (..., 3) -> (..., 13), of unit size over the sphere."""
     square = unit[..., :, None] * unit[..., None, :]
     square = square - torch.eye(3, dtype=unit.dtype, device=unit.device) / 3
-    return torch.cat([torch.ones_like(unit[..., :1]), unit, square.flatten(-2)], -1)
+    return torch.cat([torch.ones_like(unit[..., :1]), 3**0.5 * unit, 13.5**0.5 * square.flatten(-2)], -1)
 
 
-def compress(x: Tensor) -> Tensor:
-    """x / (1 + x^2)^(1/4): odd, smooth, the identity near 0 and a square root far out."""
-    return x * (1 + x.square()) ** -0.25
+def bounded(x: Tensor) -> Tensor:
+    """x / sqrt(1 + |x|^2), with |x|^2 over axis 1 and its mean over channels: smooth, the identity near 0.
+
+    Products of vectors would otherwise grow from block to block as towers of powers.
+    """
+    return x * (1 + x.square().sum(1, keepdim=True).mean(-1, keepdim=True)) ** -0.5
 
 
 class Block(nn.Module):
@@ -153,20 +170,20 @@ class Block(nn.Module):
         s = s + self.out(torch.cat([moment[:, 0], along], -1))
         h = self.norm_2(s)
         v = v + self.out_vector(moment[:, 1:4]) + self.pass_vector(passed)
-        tensor = self.out_tensor(moment[:, 4:]).unflatten(1, (3, 3))
-        turned = (tensor * self.turn(v)[:, None]).sum(2)
+        tensor = bounded(self.out_tensor(moment[:, 4:])).unflatten(1, (3, 3))
+        turned = (tensor * self.turn(bounded(v))[:, None]).sum(2)
         v = (v + turned) * torch.sigmoid(self.gate(h))[:, None]
-        left, right = self.left(v), self.right(v)
+        left, right = self.left(bounded(v)), self.right(bounded(v))
         bent = (tensor * right[:, None]).sum(2)
         invariants = [(left * right).sum(1), tensor.square().sum((1, 2)), (left * bent).sum(1)]
-        return s + self.ffn(torch.cat([h, *map(compress, invariants)], -1)), v
+        return s + self.ffn(torch.cat([h, *invariants], -1)), v
 
     def receive(
         self, s: Tensor, v: Tensor, e: Tensor, weight: Tensor, harmonics: Tensor, pairs: Pairs
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Moments (n, 13, m) of the scalars sent, sums (n, 3, c) and projections (n, c) of the vectors."""
         h = self.norm_1(s)
-        v = v * (1 + v.square().sum(1, keepdim=True).mean(-1, keepdim=True)) ** -0.5  # bounded, smooth at 0
+        v = bounded(v)
         m, c = self.share.shape[1], v.shape[-1]
         sent = pairs.gather(torch.cat([self.send(h), v.flatten(1)], -1))
         key, value, vector = sent.split((m, m, 3 * c), -1)
