@@ -114,7 +114,7 @@ def dao_potential(size: Size = "small") -> Recipe:
     """Formation energy per atom with forces and stresses by the periodic Crysformer: any cell, any size."""
     scale = EnergyScale()  # the elements' shifts are fitted to the data before the first step
     model = ModelConfig(_sized(_PERIODIC, size), noise=False, energy=scale)
-    return Recipe("dao-potential", model, None, Potential(scale))
+    return Recipe("dao-potential", model, None, Potential(scale, dimers=16))
 
 
 def noise_for(model: CrystalModel) -> CrystalNoise:

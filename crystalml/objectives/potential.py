@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crystalml.crystal import CrystalBatch
 from crystalml.models.heads import EnergyScale
+from crystalml.objectives.dimers import attraction
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Potential:
     Weights are per eV/atom, eV/A and eV/A^3; `betas` where the norms turn quadratic, in the same units.
     Forces are trained through second derivatives, so the model has to be twice differentiable and runs in
     full precision. A batch without forces and stresses costs one backward pass only.
+    dimers: how many random close pairs a step to push apart (`attraction`), so that none becomes a hole.
     """
 
     scale: EnergyScale
@@ -54,11 +56,16 @@ class Potential:
     forces_weight: float = 1.0
     stress_weight: float = 16.0
     betas: tuple[float, float, float] = (0.01, 0.03, 0.001)
+    dimers: int = 0
+    dimers_weight: float = 1.0
 
     def __call__(
         self, model: nn.Module, x: CrystalBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """{"loss", "energy", "forces", "stress"}: scalars; the last three mean absolute errors of entries."""
+        """{"loss", "energy", "forces", "stress"}: scalars; the last three mean absolute errors of entries.
+
+        With gradients and `dimers`, also "dimers": see `attraction`.
+        """
         targets = (x.labels.get(self.label), x.site_labels.get("forces"), x.labels.get("stress"))
         with torch.autocast(x.device.type, enabled=False):
             if any(_known(target).any() for target in targets[1:] if target is not None):
@@ -66,8 +73,11 @@ class Potential:
                 found = (out.per_atom, out.forces, out.stress)
             else:
                 found = (self.scale.to_physical(model(x).energy), x.frac, x.lattice)
+            loss, report = x.frac.new_zeros(()), {}
+            if self.dimers and torch.is_grad_enabled():
+                holes = attraction(model, self.dimers, self.scale, x.frac, generator)
+                loss, report = self.dimers_weight * holes, {"dimers": holes.detach()}
         weights = (self.energy_weight, self.forces_weight, self.stress_weight)
-        loss, report = x.frac.new_zeros(()), {}
         names = ("energy", "forces", "stress")
         for name, value, target, weight, beta in zip(names, found, targets, weights, self.betas, strict=True):
             if target is None:
