@@ -129,15 +129,15 @@ class CrystalModel(nn.Module):
             raise UnsupportedError("this model has no noise head; load one trained to generate (dao-g)")
         return noise
 
-    def free_energy(self, x: CrystalBatch, t: Tensor | None = None) -> Tensor:
+    def free_energy(self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | None = None) -> Tensor:
         """(b,) f(M_t, t) = -log E[exp(-beta y_0) | M_t] in network units (DAO, Eq. 10)."""
-        energy = self(x, t).energy
+        energy = self(x, t, edges).energy
         if energy is None:
             raise UnsupportedError("this model has no energy head; load one trained on energies (dao-p)")
         return energy
 
-    def energy(self, x: CrystalBatch, t: Tensor | None = None) -> Tensor:
-        """(b,) formation energy in eV/atom; t = None reads x as a clean crystal."""
-        y = self.free_energy(x, t)
+    def energy(self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | None = None) -> Tensor:
+        """(b,) formation energy in eV/atom; t = None reads x as a clean crystal. edges: see `forward`."""
+        y = self.free_energy(x, t, edges)
         assert self.config.energy is not None  # free_energy has refused otherwise
         return self.config.energy.to_physical(y)
