@@ -219,7 +219,11 @@ def test_slabs_feel_no_image_along_the_free_axis() -> None:
 def test_small_functions() -> None:
     x = torch.linspace(0.0, 1.2, 1201, dtype=torch.float64)
     e = envelope(x)
-    assert e[0] == 1 and (e[x >= 1] == 0).all() and (e.diff() <= 0).all()
+    assert e[0] == 1 and (e[x >= 1] == 0).all() and (e.diff() <= 1e-15).all()
+    y = x.clamp(max=1.0)
+    torch.testing.assert_close(e, 1 - 28 * y**6 + 48 * y**7 - 21 * y**8)
+    single = envelope(x[900:1001].float())
+    torch.testing.assert_close(single.double(), e[900:1001], rtol=1e-4, atol=0)
     r = torch.linspace(0.1, 3.0, 2901, dtype=torch.float64)
     y = soft_floor(r, torch.tensor(1.0).double(), torch.tensor(1.5).double())
     assert (y[r <= 1] == 1).all() and torch.equal(y[r > 1.5], r[r > 1.5]) and (y.diff() >= 0).all()
