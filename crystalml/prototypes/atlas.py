@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from crystalml.prototypes.elements import electronegativity
 from crystalml.prototypes.instantiate import build
 from crystalml.prototypes.similarity import Similarity, learn
 from crystalml.prototypes.symmetry import space_group
-from crystalml.prototypes.tables import LOG, Tables, tables_of
+from crystalml.prototypes.tables import Elements, Tables, tables_of
 from crystalml.prototypes.volume import VolumeModel, fit_volume
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from pymatgen.core import Composition, Structure
 
 Array = NDArray[Any]
-
-SHRINK = 3.0  # members that the volume model counts for beside a prototype's own
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ class PrototypeAtlas:
         found.sort(key=lambda item: (-item[0], item[1], item[2]))
         log_volume = self.volumes.log_volume(base, counts)
         return [
-            Candidate(p, target, score - total, template, self._volume(p, log_volume))
+            Candidate(p, target, score - total, template, exp(log_volume + self._excess(p, target)))
             for score, p, target, template in found
         ]
 
@@ -223,8 +222,12 @@ class PrototypeAtlas:
                 out.append((float(total), p, tuple(target.tolist()), tuple(elements[nearest].tolist())))
         return out
 
-    def _volume(self, p: int, log_volume: float) -> float:
-        return float(np.exp(log_volume + self.tables.volume[p] / LOG))
+    def _excess(self, p: int, target: Sequence[int]) -> float:
+        """Log of the volume over the model's, as in the prototype's crystals with elements like target's."""
+        elements, members = self.tables.element_tuples(p)
+        score = self.similarity.scores(np.array(target), elements, members)
+        weight = np.exp(score - score.max())
+        return float(weight @ self.tables.excess(p) / weight.sum())
 
 
 def logsumexp(values: Sequence[float]) -> float:
@@ -243,12 +246,12 @@ def _canonical(target: Array, twins: Array) -> bool:
     return True
 
 
-def _volumes(prototypes: Sequence[Prototype]) -> tuple[VolumeModel, dict[int, float]]:
-    """The volume model of all members, and by how much each prototype exceeds it (shrunk mean, in log)."""
+def _volumes(prototypes: Sequence[Prototype]) -> tuple[VolumeModel, list[dict[Elements, float]]]:
+    """The volume model of all members, and the mean log by which those of the same elements exceed it."""
     amounts = [_amounts(prototype) for prototype in prototypes]
     numbers = np.array([z for p in prototypes for elements, _ in p.members for z in elements], np.int8)
     if not len(numbers):
-        return VolumeModel(np.zeros((119, 119)), float("nan")), {}
+        return VolumeModel(np.zeros((119, 119)), float("nan")), []
     sizes, atoms, volume = [], [], []
     for prototype, counts in zip(prototypes, amounts, strict=True):
         for _, value in prototype.members:
@@ -258,10 +261,12 @@ def _volumes(prototypes: Sequence[Prototype]) -> tuple[VolumeModel, dict[int, fl
     z = np.repeat(numbers, np.concatenate(atoms))
     data = Arrays(z, np.zeros((len(z), 3)), np.zeros((len(sizes), 3, 3)), np.array(sizes))
     model = fit_volume(fractions(data), np.array(volume))
-    surplus = {}
-    for p, (prototype, counts) in enumerate(zip(prototypes, amounts, strict=True)):
-        gaps = [np.log(value) - model.log_volume(e, counts) for e, value in prototype.members]
-        surplus[p] = float(np.median(gaps) * len(gaps) / (len(gaps) + SHRINK))
+    surplus = []
+    for prototype, counts in zip(prototypes, amounts, strict=True):
+        gaps: dict[Elements, list[float]] = {}
+        for elements, value in prototype.members:
+            gaps.setdefault(elements, []).append(float(np.log(value)) - model.log_volume(elements, counts))
+        surplus.append({elements: float(np.mean(values)) for elements, values in gaps.items()})
     return model, surplus
 
 

@@ -23,12 +23,13 @@ from crystalml.prototypes.symmetry import snap, space_group, symmetric_cell
 
 Array = NDArray[Any]
 Counts = tuple[int, ...]
+Elements = tuple[int, ...]
 
 FORMAT = "crystalml-prototypes-1"
 GRID = 60_000  # steps of a fractional coordinate: 1/3, 1/8 and 1/24 lie on it, and 10 A / GRID is 2e-4 A
-LENGTH, ANGLE, LOG = 9_000, 300, 10_000  # steps per e-fold (from e^-2), per degree, per e-fold of volume
+LENGTH, ANGLE, LOG = 9_000, 300, 100  # steps per e-fold (from e^-2), per degree, per e-fold of volume
 DTYPES = {
-    "hall": "<u2", "cell": "<u2", "volume": "<i2", "orbits": "u1", "colours": "u1", "tuples": "<u2",
+    "hall": "<u2", "cell": "<u2", "volume": "i1", "orbits": "u1", "colours": "u1", "tuples": "<u2",
     "site": "<u2", "colour": "u1", "multiplicity": "u1", "letter": "u1", "twin": "u1", "elements": "u1",
     "members": "<u2",
 }  # fmt: skip
@@ -52,10 +53,10 @@ class Geometry:
 class Tables:
     """p prototypes with o orbits, c colours and t element tuples in all, stored flat.
 
-    hall, cell (6 codes), volume (code of the mean log of volume over prediction), orbits, colours, tuples:
-    (p, ...). site (3 codes), colour, multiplicity, letter: (o, ...). twin: (c,) colours of a prototype with
-    equal twin may be swapped without changing it. elements: atomic numbers, colours[p] of them for every
-    tuple. members: (t,) how many crystals had these elements.
+    hall, cell (6 codes), orbits, colours, tuples: (p, ...). site (3 codes), colour, multiplicity, letter:
+    (o, ...). twin: (c,) colours of a prototype with equal twin may be swapped without changing it.
+    elements: atomic numbers, colours[p] of them for every tuple. members: (t,) how many crystals had these
+    elements. volume: (t,) code of the mean log of their volume over what the volume model predicts.
     """
 
     hall: Array
@@ -118,6 +119,10 @@ class Tables:
             out.setdefault(self.counts(p), []).append(p)
         return {key: np.array(value) for key, value in out.items()}
 
+    def excess(self, p: int) -> Array:
+        """(t,) mean log of the volume over its prediction."""
+        return self.volume[self._part("tuple", p)].astype(np.float64) / LOG
+
     def stacked(self, counts: Counts) -> tuple[Array, Array, Array]:
         """All tuples of a group: (m, c) elements, (m,) prototypes, (m,) numbers of crystals."""
         empty = np.zeros(0, np.int64)
@@ -161,8 +166,10 @@ def _whole(planes: Array, dtype: str) -> Array:
     return np.ascontiguousarray(planes.T).view(dtype)[..., 0]
 
 
-def tables_of(prototypes: Sequence[Prototype], surplus: Mapping[int, float] | None = None) -> Tables:
-    """The averages of clusters, encoded. surplus: position -> mean log of volume over prediction."""
+def tables_of(
+    prototypes: Sequence[Prototype], surplus: Sequence[Mapping[Elements, float]] | None = None
+) -> Tables:
+    """The averages of clusters, encoded. surplus: for each, elements -> mean log of volume over model."""
     rows: dict[str, list[Any]] = {f.name: [] for f in fields(Tables)}
     for position, prototype in enumerate(prototypes):
         cell, sites = prototype.mean()
@@ -171,7 +178,6 @@ def tables_of(prototypes: Sequence[Prototype], surplus: Mapping[int, float] | No
         seen = Counter(elements for elements, _ in prototype.members)
         rows["hall"].append([crystal.hall])
         rows["cell"].append(np.clip(np.rint(code), 0, 65535)[None])
-        rows["volume"].append([np.rint(LOG * (surplus or {}).get(position, 0.0))])
         rows["orbits"].append([len(sites)])
         rows["colours"].append([len(prototype.leader.elements)])
         rows["tuples"].append([len(seen)])
@@ -181,6 +187,9 @@ def tables_of(prototypes: Sequence[Prototype], surplus: Mapping[int, float] | No
         rows["letter"].append(np.frombuffer(crystal.letters.encode(), np.uint8))
         rows["twin"].append(twins(prototype))
         rows["elements"] += [np.array(elements) for elements in sorted(seen)]
+        excess = surplus[position] if surplus else {}
+        codes = [np.rint(LOG * excess.get(elements, 0.0)) for elements in sorted(seen)]
+        rows["volume"].append(np.clip(codes, -127, 127))
         rows["members"].append([min(seen[elements], 65535) for elements in sorted(seen)])
     return Tables(**{
         name: np.concatenate([np.zeros(SHAPES.get(name, (0,))), *parts]).astype(DTYPES[name])

@@ -126,6 +126,13 @@ def test_own_formula_can_be_left_out(atlas: PrototypeAtlas) -> None:
     assert all(c.template != c.elements for c in other)
 
 
+def test_volumes_are_those_of_crystals_like_it(atlas: PrototypeAtlas) -> None:
+    volume = {name: atlas.candidates(name)[0].volume for name in ("NaCl", "SrTiO3", "KBr", "NaF")}
+    assert volume["NaCl"] == pytest.approx(5.64**3 / 8, rel=0.05)
+    assert volume["SrTiO3"] == pytest.approx(3.905**3 / 5, rel=0.05)
+    assert volume["NaF"] < volume["NaCl"] < volume["KBr"]
+
+
 def test_supercells_serve_larger_cells(atlas: PrototypeAtlas) -> None:
     found = substitute("Na4Br4", 3, atlas=atlas)
     assert [len(structure) for structure in found] == [8, 8, 8]
