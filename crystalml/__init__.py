@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from crystalml.crystal import CrystalBatch
     from crystalml.generate import StructureGenerator
     from crystalml.predict import Predictor
+    from crystalml.prototypes.atlas import PrototypeAtlas
+    from crystalml.prototypes.substitute import substitute
     from crystalml.relax import relax
     from crystalml.weights.registry import list_models, load_model
 
@@ -26,6 +28,7 @@ __all__ = [
     "CrystalBatch",
     "DaoCalculator",
     "Predictor",
+    "PrototypeAtlas",
     "StructureGenerator",
     "__version__",
     "errors",
@@ -33,6 +36,7 @@ __all__ = [
     "load_model",
     "read_structures",
     "relax",
+    "substitute",
     "to_atoms",
     "to_batch",
     "to_structures",
@@ -42,11 +46,13 @@ _HOME = {
     "CrystalBatch": "crystalml.crystal",
     "DaoCalculator": "crystalml.calculators.ase",
     "Predictor": "crystalml.predict",
+    "PrototypeAtlas": "crystalml.prototypes.atlas",
     "StructureGenerator": "crystalml.generate",
     "list_models": "crystalml.weights.registry",
     "load_model": "crystalml.weights.registry",
     "read_structures": "crystalml.convert",
     "relax": "crystalml.relax",
+    "substitute": "crystalml.prototypes.substitute",
     "to_atoms": "crystalml.convert",
     "to_batch": "crystalml.convert",
     "to_structures": "crystalml.convert",

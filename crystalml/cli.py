@@ -67,6 +67,7 @@ def quickstart(
 @app.command(
     epilog=examples(
         "crystalml generate CsV3Sb5 -n 20 -o out.extxyz",
+        "crystalml generate LiFePO4 -n 20 --strategy prototype -o known.cif.zip",
         "crystalml generate NaCl MgO -n 5 --formula-units 1:4 -o out.cif.zip",
         "crystalml generate LiFePO4 -n 8 --formula-units 4 --guidance 1 --seed 7 -o out.jsonl",
     )
@@ -79,6 +80,9 @@ def generate(
         str, typer.Option("--formula-units", "-z", help="Z: 'auto', 4 or 1:4.")
     ] = "auto",
     steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: the recipe's.")] = None,
+    strategy: Annotated[
+        str, typer.Option(help="diffusion, prototype (known types only) or auto.")
+    ] = "diffusion",
     guidance: Annotated[float, typer.Option(min=0, help="Strength of the pull to low energy.")] = 0.0,
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Largest cell; default: training's.")] = None,
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-g",
@@ -99,6 +103,7 @@ def generate(
         compositions,
         n,
         formula_units=units,
+        strategy=strategy,  # type: ignore[arg-type]  # checked by sample, which lists them
         seed=seed,
         guidance=guidance,
         steps=steps,

@@ -61,8 +61,8 @@ def to_batch(
 
     max_atoms: the most atoms a cell may hold. min_distance: in Angstrom, over all images; 0 accepts anything.
     known: the atomic numbers allowed. bulk=False also takes slabs, wires and molecules (Atoms not periodic in
-    all directions): they come with the label "pbc" and a roomy box along free ones. Other labels are kept only
-    where every item is a CrystalBatch that has them.
+    all directions): they come with the label "pbc" and a roomy box along free ones. Other labels are
+    kept only where every item is a CrystalBatch that has them.
     Raises a subclass of InputError (or UnsupportedError) that names the structure, the value and the remedy.
     """
     if not dtype.is_floating_point:

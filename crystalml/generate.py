@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pymatgen.core import Composition, Structure
@@ -25,6 +25,7 @@ from crystalml.metrics.validity import MIN_VOLUME
 from crystalml.models.model import CrystalModel
 from crystalml.predict import pack, pair_budget
 from crystalml.progress import ProgressBar
+from crystalml.prototypes.substitute import substitute
 from crystalml.sample.predictor_corrector import PredictorCorrector
 from crystalml.sample.template import FormulaUnits, template
 from crystalml.weights import as_model
@@ -33,6 +34,7 @@ FRAMES = 50  # kept of a trajectory, evenly spaced over the steps, the sample it
 
 CompositionLike = str | Composition | Mapping[Any, float]
 FormulaUnitsLike = int | range | Literal["auto"]
+Strategy = Literal["diffusion", "prototype", "auto"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,35 @@ class SampleReport:
     rejected: Counter[str] = field(default_factory=Counter)
 
 
+def check_request(n: int, strategy: str, guidance: float, steps: int | None) -> None:
+    """Refuse what no sampler can do. Raises InputError."""
+    if n < 0 or int(n) != n:
+        raise InputError(f"n must be a whole number of samples, 0 or more, not {n!r}.")
+    if guidance < 0:
+        raise InputError(f"guidance must be 0 (off) or positive, not {guidance!r}.")
+    if strategy not in get_args(Strategy):
+        raise InputError(f"strategy must be one of {', '.join(get_args(Strategy))}, not {strategy!r}.")
+    if steps is not None and steps < 1:
+        raise InputError(f"steps must be at least 1, not {steps!r}.")
+
+
+def substituted(draws: list[Draw]) -> dict[int, tuple[Structure, list[Structure]]]:
+    """By position of the draw, the prototypes' answers: the i-th draw of a cell gets the i-th likeliest."""
+    wanted: dict[str, list[Draw]] = {}
+    for draw in draws:
+        wanted.setdefault(draw.cell.formula, []).append(draw)
+    found: dict[int, tuple[Structure, list[Structure]]] = {}
+    for group in wanted.values():
+        most = max(draw.index for draw in group) + 1
+        answers = substitute(group[0].cell.composition, most, warn=False)
+        for draw in group:
+            if draw.index < len(answers):
+                structure = answers[draw.index].copy()
+                structure.properties.update(formula_units=draw.cell.z, crystalml_version=__version__)
+                found[draw.position] = (structure, [structure])
+    return found
+
+
 class StructureGenerator:
     """Crystal structure prediction by a diffusion model: Structures for a given composition.
 
@@ -114,6 +145,7 @@ class StructureGenerator:
         n: int = 1,
         *,
         formula_units: FormulaUnitsLike = "auto",
+        strategy: Strategy = "diffusion",
         seed: int = 0,
         guidance: float = 0.0,
         steps: int | None = None,
@@ -129,21 +161,19 @@ class StructureGenerator:
         a formula unit, else 1). max_atoms None stands for the largest cell in training. guidance > 0 steers
         towards low energy (DAO, Algorithm 1). steps None is the recipe's number.
 
-        Each draw depends on (seed, composition, index) only, up to rounding, whatever else is drawn with it.
-        Draws with atoms closer than 0.5 A, no volume or NaN are rejected and redrawn up to max_redraws times;
-        what still fails is left out with a warning, so fewer than n may come back (see `report`).
+        strategy "diffusion" draws every structure from noise. "prototype" puts the elements on the sites of
+        known structure types instead (`crystalml.prototypes`), likeliest first: oftener right, never of a new
+        type, and there may be fewer than n. "auto" takes those first and draws the rest.
+
+        Each draw depends on (seed, composition, index) only, up to rounding, whatever the batch. Those
+        with atoms closer than 0.5 A, no volume or NaN are redrawn up to max_redraws times; what fails is
+        left out with a warning (see `report`).
 
         Returns a list of Structures for one composition, a list of such lists for a sequence of them; with
         return_trajectory, a pair (structures, trajectories), the latter having in place of each structure a
-        list of about 50, noisiest first and the structure last (frames without volume are skipped).
-        Provenance is in `structure.properties`.
+        list of about 50 from noise to it (frames without volume are skipped). See also `.properties`.
         """
-        if n < 0 or int(n) != n:
-            raise InputError(f"n must be a whole number of samples, 0 or more, not {n!r}.")
-        if guidance < 0:
-            raise InputError(f"guidance must be 0 (off) or positive, not {guidance!r}.")
-        if steps is not None and steps < 1:
-            raise InputError(f"steps must be at least 1, not {steps!r}.")
+        check_request(n, strategy, guidance, steps)
         wanted: list[CompositionLike]
         if single := isinstance(composition, str | Composition | Mapping):
             wanted = [composition]
@@ -157,14 +187,18 @@ class StructureGenerator:
                 draws += [Draw(cell, len(draws) + i, i) for i in range(n)]
                 owners += [owner] * n
         settings = {"seed": seed, "guidance": guidance, "steps": steps}
-        found = self._run(draws, settings, return_trajectory, progress)
+        found = {} if strategy == "diffusion" else substituted(draws)
+        rest = [] if strategy == "prototype" else [draw for draw in draws if draw.position not in found]
+        found |= self._run(rest, settings, return_trajectory, progress)
+        self.report.requested, self.report.returned = len(draws), len(found)
+        self.report.missing = len(draws) - len(found)
         structures: list[list[Structure]] = [[] for _ in wanted]
         trajectories: list[list[list[Structure]]] = [[] for _ in wanted]
         for position, (structure, frames) in sorted(found.items()):
             structures[owners[position]].append(structure)
             trajectories[owners[position]].append(frames)
-        first: Any = structures[0] if single else structures
-        return (first, trajectories[0] if single else trajectories) if return_trajectory else first
+        answer = (structures[0], trajectories[0]) if single else (structures, trajectories)
+        return answer if return_trajectory else answer[0]
 
     def cells(
         self, composition: CompositionLike, formula_units: FormulaUnitsLike, max_atoms: int | None
@@ -278,6 +312,7 @@ class StructureGenerator:
     def _provenance(self, draw: Draw, settings: dict[str, Any]) -> dict[str, Any]:
         card = self.model.card
         return {
+            "strategy": "diffusion",
             "model": card.get("name") or card.get("source") or "custom",
             "sha256": card.get("sha256"),
             "crystalml_version": __version__,

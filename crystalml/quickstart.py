@@ -97,14 +97,19 @@ def quickstart(
     )
     console.print(f"[bold]2.[/] Sampling {n} crystals of {FORMULA} with StructureGenerator (seed {seed})")
     samples = makers.sample(FORMULA, n, formula_units=1, seed=seed, steps=steps)
+    console.print(
+        f"[bold]3.[/] Putting {FORMULA} on known structure types (no network, strategy='prototype')"
+    )
+    known = makers.sample(FORMULA, 3, formula_units=1, strategy="prototype")
     named = {"experiment": reference, "rattled": rattled, "relaxed": run["final_structure"]}
     named |= {f"sample {i}": structure for i, structure in enumerate(samples)}
+    named |= {f"prototype {i}": structure for i, structure in enumerate(known)}
     rows = tabulate(named, reference, Predictor(calculator.model))
     console.print(_table(rows, calculator))
     console.print(f"   experiment: {SOURCE}", style="dim")
 
     result = QuickstartResult(out, run, rows, 0.0)
-    _write(result, samples, reference, console)
+    _write(result, [*samples, *known], reference, console)
     result.seconds = time.perf_counter() - start
     console.print(f"Done in {result.seconds:.0f} s: {len(result.files)} files in [bold]{out}[/]")
     return result
@@ -135,7 +140,7 @@ def tabulate(named: dict[str, Structure], reference: Structure, predictor: Predi
 
 def best_sample(rows: list[Row]) -> Row | None:
     """The sample closest to the reference, or of lowest energy where none matches."""
-    samples = [row for row in rows if row.name.startswith("sample")]
+    samples = [row for row in rows if row.name.startswith(("sample", "prototype"))]
     return min(samples, key=lambda r: (r.rms is None, r.rms or 0.0, r.energy_per_atom), default=None)
 
 

@@ -287,3 +287,16 @@ def test_the_energy_model_is_loaded_only_when_needed(tiny_model):
 def test_a_cubic_reference_passes_the_guard(real_guard):
     salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     assert is_valid_structure(salt)
+
+
+def test_prototypes_come_first_and_diffusion_fills_the_rest(make):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an untrained network's draws may fail the guard, and so be missing
+        known = make().sample("CsV3Sb5", 200, formula_units=1, strategy="prototype", progress=False)
+        many = make().sample("CsV3Sb5", len(known) + 6, formula_units=1, strategy="auto", **FAST)
+    assert known and all(s.composition.reduced_formula == "CsV3Sb5" for s in known)
+    assert all(s.properties["strategy"] == "prototype" for s in known)
+    kinds = [s.properties["strategy"] for s in many]
+    assert kinds[: len(known)] == ["prototype"] * len(known) and set(kinds[len(known) :]) == {"diffusion"}
+    with pytest.raises(InputError, match="hybrid"):
+        make().sample("KCl", 1, strategy="hybrid", **FAST)

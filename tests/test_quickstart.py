@@ -51,9 +51,13 @@ def test_the_tour_prints_a_table_and_writes_its_files(tmp_path, tiny_model, samp
     assert {path.name for path in out.iterdir()} == FILES == {path.name for path in result.files}
     text = capsys.readouterr().out
     assert "P6/mmm" in text and "CsV3Sb5" in text and "replacing" not in text and "Ortiz" in text
-    assert [row.name for row in result.rows] == ["experiment", "rattled", "relaxed"] + [
-        f"sample {i}" for i in range(3)
+    names = [
+        "experiment",
+        "rattled",
+        "relaxed",
+        *(f"{k} {i}" for k in ("sample", "prototype") for i in range(3)),
     ]
+    assert [row.name for row in result.rows] == names
     assert result.rows[0].rms == pytest.approx(0, abs=1e-6)
     best = best_sample(result.rows)
     assert best is not None and best.name == "sample 1"

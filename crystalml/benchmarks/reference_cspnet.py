@@ -23,7 +23,7 @@ from crystalml.models.cspnet import CSPNet, CSPNetConfig, Message
 from crystalml.models.encoder import METRIC_DIM, NodeEmbedding, metric_features
 from crystalml.models.heads import EnergyScale
 from crystalml.models.layers import MLP
-from crystalml.models.model import CrystalModel
+from crystalml.models.model import CrystalModel, ModelConfig
 
 
 def fully_connected(num_atoms: Tensor) -> Tensor:
@@ -65,12 +65,14 @@ class ReferenceCSPNet(nn.Module):
     """CSPNet with noise heads and, if asked for, an energy head: `denoise` and `energy` of a CrystalModel."""
 
     has_noise = True
+    is_potential = False
 
     def __init__(
         self, config: CSPNetConfig, centered: bool = False, energy: EnergyScale | None = None
     ) -> None:
         super().__init__()
-        self.config, self.centered, self.scale = config, centered, energy
+        self.config = ModelConfig(config, centered=centered, energy=energy)
+        self.metric, self.centered, self.scale = config.metric, centered, energy
         self.card: dict[str, Any] = {}
         self.embed = NodeEmbedding(config.dim, config.time_dim)
         self.layers = nn.ModuleList(
@@ -92,7 +94,7 @@ class ReferenceCSPNet(nn.Module):
         edge_index = fully_connected(x.num_atoms)
         j, i = edge_index
         delta = (x.frac[j] - x.frac[i]) % 1.0
-        metric = metric_features(x.lattice, self.config.metric)[x.index][i]
+        metric = metric_features(x.lattice, self.metric)[x.index][i]
         for layer in self.layers:
             h = layer(h, edge_index, metric, delta)
         h = self.norm(h)
