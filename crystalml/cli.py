@@ -143,7 +143,7 @@ def relax(
     steps: Annotated[int, typer.Option(min=0, help="Give up after this many steps.")] = 500,
     cell: Annotated[bool, typer.Option(help="Relax the cell, too.")] = True,
     optimizer: Annotated[str, typer.Option(help="FIRE or BFGS.")] = "FIRE",
-    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
+    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-potential",
     device: Device = None,
 ) -> None:
     """Relax crystals from files; bad files are reported and the others go on (exit code 1 if any failed)."""

@@ -118,6 +118,14 @@ def train(
     typer.echo(f"Model: {out / 'model.safetensors'}")
 
 
+def _shots(text: str) -> list[int]:
+    """'1,20' -> [1, 20]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--shots {text!r} is no list of whole numbers such as 1,20.") from error
+
+
 @benchmark.command(
     epilog=examples(
         "crystalml benchmark csp --test mp_20_test.parquet --shots 1,20 --n 500 --seed 0",
@@ -143,16 +151,12 @@ def csp(
     """Match rate and RMSE of crystal structure prediction; stopped, it goes on where it was."""
     from crystalml.benchmarks.csp import run
 
-    try:
-        counts = [int(part) for part in shots.split(",")]
-    except ValueError as error:
-        raise InputError(f"--shots {shots!r} is no list of whole numbers such as 1,20.") from error
     if order not in ("code", "paper"):
         raise InputError(f"--order must be code or paper, not {order!r}.")
     run(
         test,
         model,
-        shots=counts,
+        shots=_shots(shots),
         n=n,
         seed=seed,
         steps=steps,
@@ -178,6 +182,43 @@ def energy(
     from crystalml.benchmarks.energy import run
 
     run(test, model, n=n, seed=seed, out=out, device=device)
+
+
+@benchmark.command(
+    epilog=examples("crystalml benchmark prototypes --test mp_20_test.parquet --shots 1,5,20 -n 500")
+)
+def prototypes(
+    test: Annotated[Path, typer.Option(help="Parquet file of target crystals.")],
+    shots: Annotated[str, typer.Option(help="Predictions a target, a list such as 1,20.")] = "1,5,20",
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
+    subset: Annotated[
+        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes for matching.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.")] = Path(
+        "benchmark-prototypes"
+    ),
+    seed: Seed = 0,
+) -> None:
+    """Match rate and RMSE of putting elements on known structure types."""
+    from crystalml.benchmarks.prototypes import run
+
+    run(test, shots=_shots(shots), n=n, seed=seed, benchmark=subset, processes=processes, out=out)
+
+
+@benchmark.command(epilog=examples("crystalml benchmark forces ../shared/data -n 2000"))
+def forces(
+    folder: Annotated[Path, typer.Argument(help="A CrysDB folder with labelled frames.")],
+    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-potential",
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Frames [default: all].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file of the result.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Mean absolute errors of energy, forces and stress on the labelled validation frames."""
+    from crystalml.benchmarks.forces import run
+
+    run(folder, model, n=n, seed=seed, out=out, device=device)
 
 
 @benchmark.command(epilog=examples("crystalml benchmark speed", "crystalml benchmark speed --crystals 256"))

@@ -19,7 +19,7 @@ from crystalml.training.checkpoint import save_model
 COMMANDS = [
     ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"],
     ["check-calculator"],
-    ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
+    ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "speed"],
 ]  # fmt: skip
 
 

@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import pytest
+
+from crystalml.benchmarks.forces import run
+from crystalml.models.heads import EnergyScale
+from crystalml.models.model import ModelConfig
+from crystalml.models.periodic import PeriodicConfig
+
+
+def test_errors_of_an_untrained_potential_are_those_of_the_labels(shared_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    encoder = PeriodicConfig(16, 1, 2, 4, 8, 8, 6, cutoff=5.0)
+    model = ModelConfig(encoder, noise=False, energy=EnergyScale()).build()
+    result = run(shared_data, model, n=20, out=tmp_path / "f.json", progress=False)
+    assert result["crystals"] == 20 and (tmp_path / "f.json").exists()
+    assert 0.01 < result["forces_mae"] < 5 and 0.1 < result["stress_mae_gpa"] < 50
+    assert 0.05 < result["energy_mae"] < 10
