@@ -227,6 +227,9 @@ def speed(
     crystals: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps to time.")] = 5,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; the fastest counts.")] = 3,
+    dim: Annotated[int, typer.Option(min=1, help="Width of all networks.")] = 256,
+    depth: Annotated[int, typer.Option(min=1, help="Layers of all networks.")] = 6,
+    frequencies: Annotated[int, typer.Option(min=1, help="Fourier frequencies of all.")] = 64,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file of the result.")] = None,
     seed: Seed = 0,
     device: Device = None,
@@ -234,4 +237,15 @@ def speed(
     """Structures per second of sampling and of single points, beside a plain edge-by-edge reference."""
     from crystalml.benchmarks.speed import run
 
-    run(crystals=crystals, steps=steps, repeats=repeats, test=test, seed=seed, out=out, device=device)
+    run(
+        dim=dim,
+        depth=depth,
+        frequencies=frequencies,
+        crystals=crystals,
+        steps=steps,
+        repeats=repeats,
+        test=test,
+        seed=seed,
+        out=out,
+        device=device,
+    )
