@@ -194,6 +194,9 @@ def prototypes(
     subset: Annotated[
         str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
     ] = None,
+    same_formula: Annotated[
+        bool, typer.Option(help="Let training crystals of a target's own formula count.")
+    ] = True,
     processes: Annotated[int, typer.Option(min=1, help="Processes for matching.")] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.")] = Path(
         "benchmark-prototypes"
@@ -203,7 +206,16 @@ def prototypes(
     """Match rate and RMSE of putting elements on known structure types."""
     from crystalml.benchmarks.prototypes import run
 
-    run(test, shots=_shots(shots), n=n, seed=seed, benchmark=subset, processes=processes, out=out)
+    run(
+        test,
+        shots=_shots(shots),
+        n=n,
+        seed=seed,
+        benchmark=subset,
+        same_formula=same_formula,
+        processes=processes,
+        out=out,
+    )
 
 
 @benchmark.command(epilog=examples("crystalml benchmark forces ../shared/data -n 2000"))
