@@ -7,16 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crystalml.crystal import CrystalBatch
-from crystalml.models.encoder import (
-    METRIC_DIM,
-    Features,
-    Metric,
-    NodeEmbedding,
-    edge_inputs,
-    pool,
-    unpad,
-)
+from crystalml.models.encoder import METRIC_DIM, DenseEncoder, Metric
 from crystalml.models.layers import EdgeAttention, GatedResidual, feed_forward
 
 
@@ -55,7 +46,7 @@ class Block(nn.Module):
         return self.gate_2(z, self.ffn(self.norm_2(z)))
 
 
-class Crysformer(nn.Module):
+class Crysformer(DenseEncoder):
     """CrystalBatch, t -> Features.
 
     e_ij = LayerNorm[metric | psi(F_j - F_i)]; the first layer of the edge network phi_e,
@@ -64,10 +55,9 @@ class Crysformer(nn.Module):
     """
 
     def __init__(self, config: CrysformerConfig) -> None:
-        super().__init__()
+        super().__init__(config.dim, config.time_dim, config.frequencies, config.metric)
         self.config = config
         width = METRIC_DIM[config.metric] + 6 * config.frequencies
-        self.embed = NodeEmbedding(config.dim, config.time_dim)
         self.edge_norm = nn.LayerNorm(width)
         self.edge_in = nn.Linear(width, config.edge_dim)
         self.blocks = nn.ModuleList(
@@ -75,19 +65,7 @@ class Crysformer(nn.Module):
         )
         self.norm = nn.LayerNorm(config.dim)
 
-    @property
-    def dim(self) -> int:
-        return self.config.dim
-
-    def forward(self, x: CrystalBatch, t: Tensor) -> Features:
-        mask = x.mask
-        h = x.pad(self.embed(x, t))
-        inputs = edge_inputs(x, self.config.frequencies, self.config.metric)
-        h = self.core(h, inputs, mask)
-        return Features(unpad(h, x), pool(h, mask))
-
     def core(self, h: Tensor, inputs: Tensor, mask: Tensor) -> Tensor:
-        """The dense part, free of Python-side shapes, so that it can be compiled."""
         edges = nn.functional.silu(self.edge_in(self.edge_norm(inputs)))
         pairs = mask[:, None, :].expand(-1, mask.shape[1], -1)
         if self.config.exclude_self:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from crystalml.crystal import CrystalBatch
-from crystalml.models.encoder import METRIC_DIM, Features, Metric, NodeEmbedding, edge_inputs, pool, unpad
+from crystalml.models.encoder import METRIC_DIM, DenseEncoder, Metric
 
 
 @dataclass(frozen=True)
@@ -52,31 +51,19 @@ class Message(nn.Module):
         return h + silu(self.node_out(silu(self.node_in(torch.cat([x, mean], -1)))))
 
 
-class CSPNet(nn.Module):
+class CSPNet(DenseEncoder):
     """CrystalBatch, t -> Features."""
 
     def __init__(self, config: CSPNetConfig) -> None:
-        super().__init__()
+        super().__init__(config.dim, config.time_dim, config.frequencies, config.metric)
         self.config = config
-        self.embed = NodeEmbedding(config.dim, config.time_dim)
         self.layers = nn.ModuleList(
             Message(config.dim, METRIC_DIM[config.metric], 6 * config.frequencies)
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.dim)
 
-    @property
-    def dim(self) -> int:
-        return self.config.dim
-
-    def forward(self, x: CrystalBatch, t: Tensor) -> Features:
-        mask = x.mask
-        h = x.pad(self.embed(x, t))
-        h = self.core(h, edge_inputs(x, self.config.frequencies, self.config.metric), mask)
-        return Features(unpad(h, x), pool(h, mask))
-
     def core(self, h: Tensor, inputs: Tensor, mask: Tensor) -> Tensor:
-        """The dense part, free of Python-side shapes, so that it can be compiled."""
         for layer in self.layers:
             h = layer(h, inputs, mask)
         return self.norm(h)
