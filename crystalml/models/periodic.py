@@ -72,7 +72,7 @@ class PeriodicCrysformer(nn.Module):
         self.edge_ends = nn.Linear(config.dim, 2 * config.edge_dim, bias=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
-        self.apply(_unit_variance)
+        self.apply(unit_variance)
         nn.init.normal_(self.embed.weight, std=1 / 3)  # nine of the features are one, the others zero
         for block in self.blocks:
             # a quarter: sums over some dozens of neighbours come out of order one
@@ -107,7 +107,7 @@ class PeriodicCrysformer(nn.Module):
         return self.norm(s)
 
 
-def _unit_variance(module: nn.Module) -> None:
+def unit_variance(module: nn.Module) -> None:
     """Weights that keep the size of what passes: torch's own shrink it by sqrt(3) a layer, and squares of
     vectors, which start small, would take thousands of steps to be noticed."""
     if isinstance(module, nn.Linear):
