@@ -9,6 +9,7 @@ from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import UnsupportedError
+from crystalml.models.derivatives import derivatives
 from crystalml.models.model import CrystalModel
 from crystalml.models.periodic import PeriodicConfig
 
@@ -120,13 +121,21 @@ class Predictor:
         return scale.to_physical(out.energy), {"energies": scale.to_physical(out.energies).detach()}
 
     def _gradients(self, x: CrystalBatch) -> dict[str, Tensor]:
+        if self.model.is_potential:
+            found = derivatives(self.model, x)
+            return {
+                "energy": found.per_atom * x.num_atoms,
+                "energy_per_atom": found.per_atom,
+                "forces": found.forces,
+                "stress": found.stress,
+                "energies": found.energies,
+            }
         # A caller's no_grad or inference_mode must not break forces: leaves are made outside of both.
         with torch.inference_mode(False), torch.enable_grad():
             frac = x.frac.detach().clone().requires_grad_(True)
             lattice = x.lattice.detach().clone().requires_grad_(True)
-            labels = {name: value.clone() for name, value in x.labels.items() if name == "pbc"}
-            leaves = CrystalBatch(x.numbers.clone(), frac, lattice, x.num_atoms.clone(), labels)
-            per_atom, sites = self._evaluate(leaves)
+            leaves = CrystalBatch(x.numbers.clone(), frac, lattice, x.num_atoms.clone())
+            per_atom = self.model.energy(leaves)
             energy = per_atom * leaves.num_atoms
             d_frac, d_lattice = torch.autograd.grad(energy.sum(), (frac, lattice))
         gradient = torch.linalg.solve(x.lattice[x.index], d_frac[..., None]).squeeze(-1)
@@ -137,5 +146,4 @@ class Predictor:
             "energy_per_atom": per_atom.detach(),
             "forces": -gradient,
             "stress": stress,
-            **sites,
         }

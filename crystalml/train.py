@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import torch.distributed as dist
 from crystalml import recipes
 from crystalml.datasets.packed import PackedDataset, SizeBatches
 from crystalml.errors import InputError, TrainingError
+from crystalml.models.derivatives import compile_slopes
 from crystalml.models.layers import fast_autocast
 from crystalml.models.model import CrystalModel
 from crystalml.models.periodic import PeriodicCrysformer
+from crystalml.objectives.potential import Potential
 from crystalml.recipes import Recipe, Size
 from crystalml.training.checkpoint import load_model_file, save_model
 from crystalml.training.fit import FitConfig, Run, fit
@@ -79,7 +81,7 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
     if config.init is None:
         fit_shift(model, data)
     model.to(config.device).train()
-    _compile(model, config)
+    recipe = _compile(recipe, model, config)
     batches = _batches(model, data, config.pairs, config.max_crystals, config.fit.seed)
     measure = _Validation(recipe, model, val, config)
     sums: dict[str, float] = {}
@@ -118,13 +120,17 @@ def _fitting(data: PackedDataset, max_atoms: int | None, what: str) -> PackedDat
     return data
 
 
-def _compile(model: CrystalModel, config: TrainConfig) -> None:
-    """Compile the dense part on a GPU; not a potential's: torch.compile does not differentiate twice."""
-    encoder = model.encoder
-    if not isinstance(encoder, PeriodicCrysformer):
-        wanted = config.compile if config.compile is not None else encoder.embed.mix.weight.is_cuda
-        if wanted:
-            encoder.core = torch.compile(encoder.core, dynamic=True)  # type: ignore[method-assign]
+def _compile(recipe: Recipe, model: CrystalModel, config: TrainConfig) -> Recipe:
+    """Compile what costs the time: a potential's derivative, the dense part of any other model."""
+    encoder, objective = model.encoder, recipe.objective
+    wanted = config.compile if config.compile is not None else next(model.parameters()).is_cuda
+    if not wanted:
+        return recipe
+    if isinstance(encoder, PeriodicCrysformer):
+        assert isinstance(objective, Potential)  # the one recipe of this encoder
+        return replace(recipe, objective=replace(objective, slopes=compile_slopes(model)))
+    encoder.core = torch.compile(encoder.core, dynamic=True)  # type: ignore[method-assign]
+    return recipe
 
 
 def _batches(model: CrystalModel, data: PackedDataset, budget: int, crystals: int, seed: int) -> SizeBatches:

@@ -83,7 +83,11 @@ class AtomicEnergyHead(nn.Module):
     def forward(self, features: Features, x: CrystalBatch) -> tuple[Tensor, Tensor | None]:
         """(b,) mean and (n,) single energies, network units."""
         with torch.autocast(x.device.type, enabled=False):
-            y = self.net(features.node.to(x.dtype)).squeeze(-1) + self.shift[x.numbers]
-            if features.repulsion is not None:
-                y = y + features.repulsion / self.std
+            repulsion = features.repulsion if features.repulsion is not None else x.frac.new_zeros(())
+            y = self.atomic(features.node.to(x.dtype), x.numbers, repulsion)
             return y.new_zeros(len(x)).index_add(0, x.index, y) / x.num_atoms, y
+
+    def atomic(self, node: Tensor, numbers: Tensor, repulsion: Tensor) -> Tensor:
+        """(n,) energies of the atoms from their features (n, d) and the repulsion they feel, in eV."""
+        out: Tensor = self.net(node).squeeze(-1) + self.shift[numbers] + repulsion / self.std
+        return out

@@ -15,7 +15,8 @@ from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig
 from crystalml.models.encoder import Features
 from crystalml.models.heads import AtomicEnergyHead, EnergyHead, EnergyScale, NoiseHead
-from crystalml.models.periodic import PeriodicConfig
+from crystalml.models.pairs import Pairs
+from crystalml.models.periodic import PeriodicConfig, PeriodicCrysformer
 
 EncoderConfig = CrysformerConfig | CSPNetConfig | PeriodicConfig
 _ENCODERS: dict[str, type[CrysformerConfig] | type[CSPNetConfig] | type[PeriodicConfig]] = {
@@ -135,6 +136,12 @@ class CrystalModel(nn.Module):
         if energy is None:
             raise UnsupportedError("this model has no energy head; load one trained on energies (dao-p)")
         return energy
+
+    def atomic_energies(self, numbers: Tensor, pairs: Pairs) -> Tensor:
+        """(n,) a potential's energies of atoms with these neighbours, in network units."""
+        assert isinstance(self.encoder, PeriodicCrysformer) and isinstance(self.energy_head, AtomicEnergyHead)
+        node = self.encoder.attend(numbers, pairs)
+        return self.energy_head.atomic(node, numbers, self.encoder.short_range(numbers, pairs))
 
     def energy(self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | None = None) -> Tensor:
         """(b,) formation energy in eV/atom; t = None reads x as a clean crystal. edges: see `forward`."""

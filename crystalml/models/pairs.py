@@ -26,6 +26,10 @@ class Pairs:
     vector: Tensor
     distance: Tensor
 
+    @staticmethod
+    def of(j: Tensor, vector: Tensor) -> Pairs:
+        return Pairs(j, vector, (vector.square().sum(-1) + _TINY).sqrt())
+
     def gather(self, values: Tensor) -> Tensor:
         """(n, ...) per-atom values -> (n, K, ...) those of the neighbours."""
         return values.index_select(0, self.j.flatten()).unflatten(0, self.j.shape)
@@ -51,7 +55,7 @@ def tabulate(x: CrystalBatch, edges: Neighbors, beyond: float) -> Pairs:
     vector = delta @ x.lattice.index_select(0, x.index)
     far = vector.new_tensor([beyond, 0.0, 0.0])
     vector = torch.where(filled.unflatten(0, (atoms, width))[..., None], vector, far)
-    return Pairs(j, vector, (vector.square().sum(-1) + _TINY).sqrt())
+    return Pairs.of(j, vector)
 
 
 def envelope(x: Tensor) -> Tensor:

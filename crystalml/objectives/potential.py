@@ -5,33 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
+from crystalml.models.derivatives import Slopes, derivatives
 from crystalml.models.heads import EnergyScale
-from crystalml.objectives.dimers import attraction
-
-
-@dataclass(frozen=True)
-class Derivatives:
-    """per_atom: (b,) energy in eV/atom. forces: (n, 3) in eV/A. stress: (b, 3, 3) in eV/A^3."""
-
-    per_atom: Tensor
-    forces: Tensor
-    stress: Tensor
-
-
-def derivatives(model: nn.Module, x: CrystalBatch, scale: EnergyScale, create_graph: bool) -> Derivatives:
-    """forces = -dE/dX and stress = sym(dE/d eps) / V at L -> L (1 + eps), X -> X (1 + eps)."""
-    with torch.enable_grad():
-        move = torch.zeros_like(x.frac, requires_grad=True)
-        strain = torch.zeros_like(x.lattice, requires_grad=True)
-        frac = x.frac + torch.einsum("ni,nij->nj", move, torch.linalg.inv(x.lattice)[x.index])
-        moved = x.replace(frac=frac, lattice=x.lattice + x.lattice @ strain)
-        per_atom = scale.to_physical(model(moved).energy)
-        energy = (per_atom * x.num_atoms).sum()
-        slope, virial = torch.autograd.grad(energy, (move, strain), create_graph=create_graph)
-    return Derivatives(per_atom, -slope, (virial + virial.mT) / (2 * x.volume[:, None, None]))
+from crystalml.models.model import CrystalModel
+from crystalml.objectives.dimers import attraction, random_dimers
 
 
 def pseudo_huber(error: Tensor, beta: float) -> Tensor:
@@ -46,37 +26,39 @@ class Potential:
     Labels, all NaN where unknown: `energy` (b,) in eV/atom, `stress` (b, 3, 3), site label `forces` (n, 3).
     Weights are per eV/atom, eV/A and eV/A^3; `betas` where the norms turn quadratic, in the same units.
     Forces are trained through second derivatives, so the model has to be twice differentiable and runs in
-    full precision. A batch without forces and stresses costs one backward pass only.
+    full precision. A batch without forces and stresses costs one backward pass only, if `dimers` is 0.
     dimers: how many random close pairs a step to push apart (`attraction`), so that none becomes a hole.
+    slopes: the derivative to train through, None for autograd's; see `compile_slopes`.
     """
 
     scale: EnergyScale
     label: str = "energy"
-    energy_weight: float = 4.0
+    energy_weight: float = 8.0
     forces_weight: float = 1.0
     stress_weight: float = 16.0
     betas: tuple[float, float, float] = (0.01, 0.03, 0.001)
     dimers: int = 0
     dimers_weight: float = 1.0
+    slopes: Slopes | None = None
 
     def __call__(
-        self, model: nn.Module, x: CrystalBatch, *, generator: torch.Generator | None = None
+        self, model: CrystalModel, x: CrystalBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """{"loss", "energy", "forces", "stress"}: scalars; the last three mean absolute errors of entries.
 
         With gradients and `dimers`, also "dimers": see `attraction`.
         """
         targets = (x.labels.get(self.label), x.site_labels.get("forces"), x.labels.get("stress"))
+        loss, report = x.frac.new_zeros(()), {}
         with torch.autocast(x.device.type, enabled=False):
-            if any(_known(target).any() for target in targets[1:] if target is not None):
-                out = derivatives(model, x, self.scale, create_graph=torch.is_grad_enabled())
-                found = (out.per_atom, out.forces, out.stress)
+            pushed = self.dimers > 0 and torch.is_grad_enabled()
+            if pushed or any(_known(target).any() for target in targets[1:] if target is not None):
+                found, close = self._derivatives(model, x, generator)
+                if close is not None:
+                    holes = attraction(close)
+                    loss, report = self.dimers_weight * holes, {"dimers": holes.detach()}
             else:
                 found = (self.scale.to_physical(model(x).energy), x.frac, x.lattice)
-            loss, report = x.frac.new_zeros(()), {}
-            if self.dimers and torch.is_grad_enabled():
-                holes = attraction(model, self.dimers, self.scale, x.frac, generator)
-                loss, report = self.dimers_weight * holes, {"dimers": holes.detach()}
         weights = (self.energy_weight, self.forces_weight, self.stress_weight)
         names = ("energy", "forces", "stress")
         for name, value, target, weight, beta in zip(names, found, targets, weights, self.betas, strict=True):
@@ -89,6 +71,22 @@ class Potential:
             loss = loss + weight * pseudo_huber(error, beta).sum() / count
             report[name] = error.detach().abs().flatten(1).mean(-1).sum() / count
         return {"loss": loss, **report}
+
+    def _derivatives(
+        self, model: CrystalModel, x: CrystalBatch, generator: torch.Generator | None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+        """Energies, forces and stresses of x; while training, also the forces in random close pairs.
+
+        The pairs travel in the batch of the crystals: one more evaluation would cost a third.
+        """
+        learn = torch.is_grad_enabled()
+        both = x
+        if learn and self.dimers:
+            both = CrystalBatch.cat([x, random_dimers(self.dimers, x.frac, generator)])
+        out = derivatives(model, both, create_graph=learn, slopes=self.slopes if learn else None)
+        n, b = len(x.numbers), len(x)
+        close = out.forces[n:] if len(both) > b else None
+        return (out.per_atom[:b], out.forces[:n], out.stress[:b]), close
 
 
 def _known(target: Tensor) -> Tensor:

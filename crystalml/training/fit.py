@@ -7,12 +7,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.packed import PackedDataset, SizeBatches
@@ -24,7 +23,7 @@ from crystalml.training.ema import EMA
 
 class Objective(Protocol):
     def __call__(
-        self, model: nn.Module, x: CrystalBatch, *, generator: torch.Generator | None = None
+        self, model: Any, x: CrystalBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]: ...
 
 
@@ -130,12 +129,29 @@ class Run:
             group["lr"] = learning_rate(self.config, self.progress.share(self.config))
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        average_gradients(self.model)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if not bool(norm.isfinite()):
             return False
         self.optimizer.step()
         self.ema.update(self.model)
         return True
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Replace gradients by their mean over all processes, in one message; alone, nothing happens.
+
+    DistributedDataParallel would do so on the way back through its own forward pass, which a potential's
+    forces do not go through.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([g.flatten() for g in grads]) / dist.get_world_size()
+    dist.all_reduce(flat)
+    for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = g.view_as(p)
 
 
 def fit(
@@ -156,7 +172,9 @@ def fit(
     """
     run = Run(model, config, Path(state) if state is not None else None)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    wrapped: nn.Module = DistributedDataParallel(model) if world > 1 else model
+    if world > 1:
+        for value in model.state_dict().values():
+            dist.broadcast(value, 0)
     generator = torch.Generator(device=run.device)
     skipped, saved, last = 0, time.monotonic(), time.monotonic()
     model.train()
@@ -167,7 +185,7 @@ def fit(
             generator.manual_seed((config.seed * 7919 + run.progress.step) * world + rank)
             x = data[ids].to(run.device)
             with fast_autocast(run.device, autocast):
-                losses = objective(wrapped, x, generator=generator)
+                losses = objective(model, x, generator=generator)
             done = run.step(losses)
             skipped = 0 if done else skipped + 1
             if skipped > 20:

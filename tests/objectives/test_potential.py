@@ -12,7 +12,7 @@ from crystalml.datasets.packed import PackedDataset, SizeBatches
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel, ModelConfig
 from crystalml.models.periodic import PeriodicConfig
-from crystalml.objectives.potential import Potential, derivatives, pseudo_huber
+from crystalml.objectives.potential import Potential, pseudo_huber
 from crystalml.predict import Predictor
 from crystalml.testing import rand_crystals
 from crystalml.training.fit import FitConfig, fit
@@ -36,14 +36,6 @@ def _labelled(x: CrystalBatch, model: CrystalModel) -> CrystalBatch:
     model.train()
     labels = {"energy": out["energy_per_atom"], "stress": out["stress"]}
     return x.replace(labels=labels, site_labels={"forces": out["forces"]})
-
-
-def test_derivatives_are_the_predictors() -> None:
-    model, x = _model(), rand_crystals(0, 4, min_distance=1.8)
-    out, expected = derivatives(model, x, SCALE, create_graph=False), Predictor(model)(x)
-    torch.testing.assert_close(out.per_atom, expected["energy_per_atom"])
-    torch.testing.assert_close(out.forces, expected["forces"])
-    torch.testing.assert_close(out.stress, expected["stress"])
 
 
 def test_loss_vanishes_at_the_labels_and_reports_absolute_errors() -> None:
