@@ -24,3 +24,16 @@ def remove_mean(values: Tensor, index: Tensor, num_atoms: Tensor) -> Tensor:
     """Subtract each crystal's mean over its atoms from (n, k) values."""
     total = values.new_zeros(num_atoms.shape[0], values.shape[-1]).index_add(0, index, values)
     return values - (total / num_atoms[:, None].to(values.dtype))[index]
+
+
+def shortest(delta: Tensor, lattice: Tensor) -> Tensor:
+    """(n, 3) fractional displacements -> the equivalent ones of least Cartesian length.
+
+    lattice: (n, 3, 3), a cell for each. The 27 images around `logmap` are searched, which is enough for
+    Niggli-reduced cells; on coordinates alone (`logmap`) every sixth vector of such cells is not the shortest.
+    """
+    steps = torch.tensor([-1.0, 0.0, 1.0], dtype=delta.dtype, device=delta.device)
+    images = torch.cartesian_prod(steps, steps, steps)
+    choices = logmap(delta)[:, None] + images  # (n, 27, 3)
+    best = (choices @ lattice).square().sum(-1).argmin(-1)
+    return choices.gather(1, best[:, None, None].expand(-1, 1, 3))[:, 0]

@@ -48,6 +48,15 @@ class GaussianDDPM:
         bar = _at(self.alpha_bar, t, x_t)
         return (x_t - (1 - bar).sqrt() * eps) / bar.sqrt()
 
+    def target(self, x_0: Tensor, eps: Tensor) -> Tensor:
+        """What the network shall say: the noise."""
+        return eps
+
+    def noise(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
+        """eps = (x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t)."""
+        bar = _at(self.alpha_bar, t, x_t)
+        return (x_t - bar.sqrt() * x_0) / (1 - bar).sqrt()
+
     def score(self, eps: Tensor, t: Tensor) -> Tensor:
         """+grad log q_t = -eps / sqrt(1 - abar_t)."""
         return -eps / (1 - _at(self.alpha_bar, t, eps)).sqrt()
@@ -72,6 +81,10 @@ class GaussianDDPM:
             x_0 = x_0.clamp(-limit, limit)
         mean = (bar_s.sqrt() * (1 - a) * x_0 + a.sqrt() * (1 - bar_s) * x_t) / (1 - bar_t)
         return mean + self.variance(t, s, x_t).sqrt() * z
+
+    def tilt(self, x_s: Tensor, gradient: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The sample x_s of the step t -> s moved by -variance x gradient of an energy."""
+        return x_s - self.variance(t, s, x_s) * gradient
 
     def prior(self, z: Tensor) -> Tensor:
         """x_T from standard normal numbers."""

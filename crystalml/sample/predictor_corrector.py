@@ -131,5 +131,5 @@ class PredictorCorrector:
             if pull.frac is not None:
                 frac = frac - self.noise.frac.variance(atoms, target[x.index], frac) * pull.frac
             if pull.lattice is not None:
-                lattice = lattice - self.noise.lattice.variance(level, target, lattice) * pull.lattice
+                lattice = self.noise.lattice.tilt(lattice, pull.lattice, level, target)
         return x.replace(frac=wrap(frac), lattice=lattice)
