@@ -47,7 +47,7 @@ class DaoCalculator(Calculator):
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | CrystalModel = "dao-potential",
+        model: str | os.PathLike[str] | CrystalModel = "dao-p",
         *,
         device: str | None = None,
         dtype: str | torch.dtype = "float32",

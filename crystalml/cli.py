@@ -86,7 +86,7 @@ def generate(
     guidance: Annotated[float, typer.Option(min=0, help="Strength of the pull to low energy.")] = 0.0,
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Largest cell; default: training's.")] = None,
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-g",
-    energy_model: Annotated[str, typer.Option(help="Model for --guidance.")] = "dao-p",
+    energy_model: Annotated[str, typer.Option(help="Model for --guidance.")] = "dao-p-diffusion",
     seed: Seed = 0,
     device: Device = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
@@ -143,7 +143,7 @@ def relax(
     steps: Annotated[int, typer.Option(min=0, help="Give up after this many steps.")] = 500,
     cell: Annotated[bool, typer.Option(help="Relax the cell, too.")] = True,
     optimizer: Annotated[str, typer.Option(help="FIRE or BFGS.")] = "FIRE",
-    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-potential",
+    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
     device: Device = None,
 ) -> None:
     """Relax crystals from files; bad files are reported and the others go on (exit code 1 if any failed)."""

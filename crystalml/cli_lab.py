@@ -35,7 +35,7 @@ def pack(
     ] = None,
     labelled: Annotated[bool, typer.Option("--labelled", help="Only crystals with an energy.")] = False,
     forces: Annotated[
-        bool, typer.Option("--forces", help="Frames carry forces and stresses, for dao-potential.")
+        bool, typer.Option("--forces", help="Frames carry forces and stresses, for dao-p.")
     ] = False,
     seed: Seed = 0,
 ) -> None:
@@ -53,13 +53,13 @@ def pack(
 @lab.command(
     epilog=examples(
         "crystalml train dao-g --data train.safetensors --val val.safetensors --minutes 60 -o runs/dao-g",
-        "crystalml train dao-p --data train.safetensors --size base --minutes 600 --device cuda -o runs/p",
+        "crystalml train dao-p --data frames.safetensors --size base --minutes 600 --device cuda -o runs/p",
         "crystalml train dao-g --data mine.safetensors --init model.safetensors --lr 1e-4 -o runs/tuned",
         "torchrun --nproc-per-node 4 -m crystalml.cli train dao-g --data train.safetensors -o runs/four",
     )
 )
 def train(
-    recipe: Annotated[str, typer.Argument(help="dao-g, dao-p, dao-potential or diffcsp.")],
+    recipe: Annotated[str, typer.Argument(help="dao-g, dao-p, dao-p-diffusion or diffcsp.")],
     data: Annotated[Path, typer.Option(help="Packed training set, see `crystalml pack`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     val: Annotated[Path | None, typer.Option(help="Packed validation set.")] = None,
@@ -221,7 +221,7 @@ def prototypes(
 @benchmark.command(epilog=examples("crystalml benchmark forces ../shared/data -n 2000"))
 def forces(
     folder: Annotated[Path, typer.Argument(help="A CrysDB folder with labelled frames.")],
-    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-potential",
+    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
     n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Frames [default: all].")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file of the result.")] = None,
     seed: Seed = 0,

@@ -120,7 +120,7 @@ class StructureGenerator:
     def __init__(
         self,
         model: str | os.PathLike[str] | CrystalModel = "dao-g",
-        energy_model: str | os.PathLike[str] | CrystalModel | None = "dao-p",
+        energy_model: str | os.PathLike[str] | CrystalModel | None = "dao-p-diffusion",
         device: str | None = None,
         dtype: torch.dtype | str = torch.float32,
         *,
@@ -326,10 +326,12 @@ class StructureGenerator:
         if scale == 0:
             return None
         if self.energy_model is None:
-            raise InputError("guidance needs an energy model: StructureGenerator(energy_model='dao-p').")
+            raise InputError(
+                "guidance needs an energy model: StructureGenerator(energy_model='dao-p-diffusion')."
+            )
         model = self.energy_model = self._load(self.energy_model)  # kept for the next call
         if not model.has_energy:
-            raise UnsupportedError("the energy_model has no energy head: use 'dao-p'.")
+            raise UnsupportedError("the energy_model has no energy head: use 'dao-p-diffusion'.")
         return EnergyGuidance(model, scale)
 
     def _load(self, model: str | os.PathLike[str] | CrystalModel) -> CrystalModel:

@@ -74,7 +74,7 @@ def quickstart(
     seed: int = 0,
     device: str | None = None,
     *,
-    energy_model: str | os.PathLike[str] | CrystalModel = "dao-potential",
+    energy_model: str | os.PathLike[str] | CrystalModel = "dao-p",
     generator: str | os.PathLike[str] | CrystalModel = "dao-g",
     relax_steps: int = 60,
 ) -> QuickstartResult:

@@ -85,7 +85,7 @@ FORMATION_ENERGY = EnergyScale(mean=-4.5, std=1.0)
 """y = E + 4.5: formation energies lie in about -4.5..1 eV/atom, so exp(-y) stays in 0.004..1."""
 
 
-def dao_p(
+def dao_p_diffusion(
     size: Size = "small",
     form: Literal["exp", "poisson"] = "exp",
     clean: float = 0.9,
@@ -107,14 +107,14 @@ def dao_p(
         energy_weight=energy_weight,
         noise_weight=noise_weight,
     )
-    return Recipe("dao-p", model, noise, objective)
+    return Recipe("dao-p-diffusion", model, noise, objective)
 
 
-def dao_potential(size: Size = "small") -> Recipe:
+def dao_p(size: Size = "small") -> Recipe:
     """Formation energy per atom with forces and stresses by the periodic Crysformer: any cell, any size."""
     scale = EnergyScale()  # the elements' shifts are fitted to the data before the first step
     model = ModelConfig(_sized(_PERIODIC, size), noise=False, energy=scale)
-    return Recipe("dao-potential", model, None, Potential(scale, dimers=16))
+    return Recipe("dao-p", model, None, Potential(scale, dimers=16))
 
 
 def noise_for(model: CrystalModel) -> CrystalNoise:

@@ -28,8 +28,8 @@ from crystalml.training.references import fit_shift
 
 RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "dao-g": recipes.dao_g,
+    "dao-p-diffusion": recipes.dao_p_diffusion,
     "dao-p": recipes.dao_p,
-    "dao-potential": recipes.dao_potential,
     "diffcsp": recipes.diffcsp,
 }
 

@@ -15,7 +15,7 @@ from pymatgen.core import Lattice, Structure
 from crystalml import DaoCalculator
 from crystalml.relax import relax, relax_files
 
-calculator = DaoCalculator(sys.argv[1] if len(sys.argv) > 1 else "dao-potential", device="cpu")
+calculator = DaoCalculator(sys.argv[1] if len(sys.argv) > 1 else "dao-p", device="cpu")
 
 # 1. ASE: any optimizer, any filter. Energies are eV a cell, stress is +dE/d(strain)/V in eV/A^3.
 atoms = bulk("NaCl", "rocksalt", a=5.7)

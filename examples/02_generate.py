@@ -1,6 +1,6 @@
 """Sample crystal structures of a composition, reproducibly, and write them with their provenance.
 
-Run: python examples/02_generate.py [model] [energy model]    (default dao-g and dao-p)
+Run: python examples/02_generate.py [model] [energy model]    (default dao-g and dao-p-diffusion)
 """
 
 import sys
@@ -11,7 +11,7 @@ from crystalml import StructureGenerator
 from crystalml.write import write_structures
 
 model = sys.argv[1] if len(sys.argv) > 1 else "dao-g"
-energy_model = sys.argv[2] if len(sys.argv) > 2 else "dao-p"
+energy_model = sys.argv[2] if len(sys.argv) > 2 else "dao-p-diffusion"
 generator = StructureGenerator(model, energy_model, device="cpu")
 STEPS = 50  # quick; the recipe's own number (steps=None) is 1000
 

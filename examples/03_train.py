@@ -41,7 +41,7 @@ data = PackedDataset(
 with tempfile.TemporaryDirectory() as folder:
     # 3. Training is an iterator: look at the losses, stop when you like; the same call would go on.
     out = Path(folder, "run")
-    config = TrainConfig("dao-p", out, "tiny", fit=FitConfig(steps=150, lr=3e-3), validations=4)
+    config = TrainConfig("dao-p-diffusion", out, "tiny", fit=FitConfig(steps=150, lr=3e-3), validations=4)
     for log in train(config, data):
         print(log.run.progress.step, {name: round(value, 3) for name, value in log.losses.items()})
 

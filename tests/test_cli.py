@@ -196,15 +196,15 @@ def test_train_goes_on_and_can_be_told_not_to(run, tmp_path):
     data.save(tmp_path / "data.safetensors")
     out = tmp_path / "run"
     options = ["--data", tmp_path / "data.safetensors", "-o", out, "--size", "tiny", "--device", "cpu"]
-    first = run("train", "dao-p", *options, "--steps", 2)
+    first = run("train", "dao-p-diffusion", *options, "--steps", 2)
     assert first.exit_code == 0 and "step 2" in first.output and (out / "model.safetensors").exists()
     assert crystalml.load_model(out / "model.safetensors").has_energy
-    again = run("train", "dao-p", *options, "--steps", 2)
+    again = run("train", "dao-p-diffusion", *options, "--steps", 2)
     assert again.exit_code == 0
-    refused = run("train", "dao-p", *options, "--steps", 2, "--no-resume")
+    refused = run("train", "dao-p-diffusion", *options, "--steps", 2, "--no-resume")
     assert refused.exit_code == 2 and "--no-resume" in refused.output
     assert run("train", "dao-x", *options, "--steps", 2).exit_code == 2
-    assert run("train", "dao-p", *options, "--steps", 2, "--size", "huge").exit_code == 2
+    assert run("train", "dao-p-diffusion", *options, "--steps", 2, "--size", "huge").exit_code == 2
 
 
 def test_models_lists_and_shows_cards(run, monkeypatch, tmp_path, weights):

@@ -13,7 +13,7 @@ from crystalml.relax import spacegroup
 from crystalml.weights import list_models
 
 FILES = {"experiment.cif", "relaxed.cif", "samples.cif.zip", "samples.extxyz", "quickstart.png"}
-SHIPPED = {"dao-g", "dao-potential"} <= {info.name for info in list_models()}
+SHIPPED = {"dao-g", "dao-p"} <= {info.name for info in list_models()}
 
 
 def test_the_reference_is_the_kagome_structure():

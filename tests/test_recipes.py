@@ -18,7 +18,7 @@ def test_a_models_description_names_its_noise() -> None:
     for recipe in (
         recipes.dao_g("tiny"),
         recipes.diffcsp("tiny"),
-        recipes.dao_p("tiny"),
+        recipes.dao_p_diffusion("tiny"),
         recipes.dao_g("paper"),
     ):
         assert recipe.model.centered == recipe.noise.centered
@@ -26,7 +26,7 @@ def test_a_models_description_names_its_noise() -> None:
 
 
 def test_dao_p_learns_energies_in_the_models_own_units() -> None:
-    recipe = recipes.dao_p("tiny", form="poisson", clean=0.3)
+    recipe = recipes.dao_p_diffusion("tiny", form="poisson", clean=0.3)
     assert isinstance(recipe.objective, IntermediateEnergy)
     assert recipe.objective.scale == recipe.model.energy
     assert (recipe.objective.form, recipe.objective.clean) == ("poisson", 0.3)

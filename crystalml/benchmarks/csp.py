@@ -48,7 +48,7 @@ def run(
     seed: int = 0,
     steps: int | None = None,
     guidance: float = 0.0,
-    energy_model: ModelLike = "dao-p",
+    energy_model: ModelLike = "dao-p-diffusion",
     order: Literal["code", "paper"] = "code",
     gated: bool = True,
     out: str | Path = "benchmark-csp",

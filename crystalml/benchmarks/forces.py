@@ -20,7 +20,7 @@ from crystalml.progress import ProgressBar
 
 def run(
     root: str | Path,
-    model: ModelLike = "dao-potential",
+    model: ModelLike = "dao-p",
     *,
     split: str = "val",
     n: int | None = None,

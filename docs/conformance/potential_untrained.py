@@ -6,12 +6,12 @@ import torch
 
 from crystalml import DaoCalculator
 from crystalml.models.model import CrystalModel
-from crystalml.recipes import dao_potential
+from crystalml.recipes import dao_p
 
 
 def make(**settings: Any) -> DaoCalculator:
     torch.manual_seed(0)
-    model = CrystalModel(dao_potential("tiny").model)
+    model = CrystalModel(dao_p("tiny").model)
     with torch.no_grad():  # heads that start at zero would keep many laws for free
         for weight in model.parameters():
             weight += 0.1 * torch.randn(weight.shape)

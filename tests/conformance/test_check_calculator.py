@@ -220,12 +220,12 @@ def test_dao_calculator_keeps_the_contract(tiny_model, dtype):
 def test_the_potential_keeps_all_laws(dtype):
     from crystalml.calculators.ase import DaoCalculator
     from crystalml.models.model import CrystalModel
-    from crystalml.recipes import dao_potential
+    from crystalml.recipes import dao_p
 
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = CrystalModel(dao_potential("tiny").model)
+        model = CrystalModel(dao_p("tiny").model)
     with torch.no_grad():  # heads that start at zero would keep many laws for free
         for weight in model.parameters():
             weight += 0.1 * torch.randn(weight.shape, generator=generator)
