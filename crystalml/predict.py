@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import UnsupportedError
-from crystalml.models.derivatives import derivatives
+from crystalml.models.derivatives import atomic_energies, crystal_mean, derivatives
 from crystalml.models.model import CrystalModel
 from crystalml.models.periodic import PeriodicConfig
 
@@ -62,7 +62,9 @@ def pack(num_atoms: Tensor, max_pairs: int) -> list[Tensor]:
 class Predictor:
     """Maps a batch to energy (b,), energy_per_atom (b,), forces (n, 3) and stress (b, 3, 3).
 
-    A potential also gives energies (n,), the atoms' parts of the energy, and takes the label "pbc".
+    A potential also gives energies (n,), the atoms' parts of the energy, and takes the label "pbc"; a
+    calibrated one energy_uncertainty (b,), half the width in eV a cell of the interval that holds 68 % of
+    the true energies (`ErrorBar`): N times that of an atom, the errors of alike atoms being alike.
     E = N e(F, L) in eV, with e the model's energy per atom; forces = -dE/dX = -dE/dF L^-T in eV/A;
     stress = sym(L^T dE/dL|_F) / V = +(1/V) dE/d(strain) in eV/A^3, positive when the cell wants to shrink.
     The batch is moved to the model's device and dtype and split so that b * nmax^2 (with a potential: the
@@ -110,15 +112,19 @@ class Predictor:
 
     def _energies(self, x: CrystalBatch) -> dict[str, Tensor]:
         with torch.no_grad():
-            per_atom, sites = self._evaluate(x)
-        return {"energy": per_atom * x.num_atoms, "energy_per_atom": per_atom, **sites}
+            if not self.model.is_potential:
+                per_atom = self.model.energy(x)
+                return {"energy": per_atom * x.num_atoms, "energy_per_atom": per_atom}
+            energies, last = atomic_energies(self.model, x)
+            per_atom = crystal_mean(energies, x)
+        found = {"energy": per_atom * x.num_atoms, "energy_per_atom": per_atom, "energies": energies}
+        return found | self._uncertainty(x, last)
 
-    def _evaluate(self, x: CrystalBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        if not self.model.is_potential:
-            return self.model.energy(x), {}
-        out, scale = self.model(x), self.model.config.energy
-        assert scale is not None  # a potential has an energy head
-        return scale.to_physical(out.energy), {"energies": scale.to_physical(out.energies).detach()}
+    def _uncertainty(self, x: CrystalBatch, last: Tensor | None) -> dict[str, Tensor]:
+        bar = self.model.error_bar
+        if bar is None or last is None:
+            return {}
+        return {"energy_uncertainty": x.num_atoms * bar(crystal_mean(last, x))}
 
     def _gradients(self, x: CrystalBatch) -> dict[str, Tensor]:
         if self.model.is_potential:
@@ -129,7 +135,7 @@ class Predictor:
                 "forces": found.forces,
                 "stress": found.stress,
                 "energies": found.energies,
-            }
+            } | self._uncertainty(x, found.last)
         # A caller's no_grad or inference_mode must not break forces: leaves are made outside of both.
         with torch.inference_mode(False), torch.enable_grad():
             frac = x.frac.detach().clone().requires_grad_(True)

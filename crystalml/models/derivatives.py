@@ -23,12 +23,13 @@ Slopes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 @dataclass(frozen=True)
 class Derivatives:
     """energies: (n,) the atoms' parts in eV. per_atom: (b,) eV/atom. forces: (n, 3) eV/A. stress: (b, 3, 3)
-    eV/A^3."""
+    eV/A^3. last: (n, d), what the energy head's last linear layer reads, None after compiled slopes."""
 
     energies: Tensor
     per_atom: Tensor
     forces: Tensor
     stress: Tensor
+    last: Tensor | None = None
 
 
 def derivatives(
@@ -43,16 +44,32 @@ def derivatives(
     if scale is None or not model.is_potential:
         raise UnsupportedError("only a potential (recipe dao-p) has an energy of every atom")
     pairs = neighbor_pairs(model, x)
+    last = None
     if slopes is None:
-        y, g = pair_slopes(model, x.numbers, pairs.j, pairs.vector, create_graph)
+        y, g, last = pair_slopes(model, x.numbers, pairs.j, pairs.vector, create_graph)
     else:
         y, g = slopes(x.numbers, pairs.j, pairs.vector)
     g = g * scale.std
     forces = g.sum(1).index_add(0, pairs.j.flatten(), g.flatten(0, 1), alpha=-1)
     virial = g.new_zeros(len(x), 3, 3).index_add(0, x.index, pairs.vector.mT @ g)
     energies = scale.to_physical(y)
-    per_atom = energies.new_zeros(len(x)).index_add(0, x.index, energies) / x.num_atoms
-    return Derivatives(energies, per_atom, forces, (virial + virial.mT) / (2 * x.volume[:, None, None]))
+    per_atom = crystal_mean(energies, x)
+    stress = (virial + virial.mT) / (2 * x.volume[:, None, None])
+    return Derivatives(energies, per_atom, forces, stress, last)
+
+
+def atomic_energies(model: CrystalModel, x: CrystalBatch) -> tuple[Tensor, Tensor]:
+    """(n,) a potential's energies of the atoms in eV, and (n, d), what the last linear layer reads."""
+    scale = model.config.energy
+    assert scale is not None  # a potential has an energy head
+    y, last = model.atomic_energies(x.numbers, neighbor_pairs(model, x))
+    return scale.to_physical(y), last
+
+
+def crystal_mean(values: Tensor, x: CrystalBatch) -> Tensor:
+    """(n, ...) values of the atoms -> (b, ...) their means over each crystal."""
+    sums = values.new_zeros(len(x), *values.shape[1:]).index_add(0, x.index, values)
+    return sums / x.num_atoms.view(-1, *[1] * (values.dim() - 1))
 
 
 def neighbor_pairs(model: CrystalModel, x: CrystalBatch, edges: Neighbors | None = None) -> Pairs:
@@ -64,14 +81,14 @@ def neighbor_pairs(model: CrystalModel, x: CrystalBatch, edges: Neighbors | None
 
 def pair_slopes(
     model: CrystalModel, numbers: Tensor, j: Tensor, vector: Tensor, create_graph: bool
-) -> tuple[Tensor, Tensor]:
-    """`Slopes` by autograd. create_graph: so that errors of the slopes can train the weights."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`Slopes` and the last features by autograd. create_graph: so that the slopes can be trained."""
     # A caller's no_grad or inference_mode must not break forces: copies are made outside of both.
     with torch.inference_mode(False), torch.enable_grad():
         vector = vector.detach().clone().requires_grad_()
-        y = model.atomic_energies(numbers.clone(), Pairs.of(j.clone(), vector))
+        y, last = model.atomic_energies(numbers.clone(), Pairs.of(j.clone(), vector))
         (g,) = torch.autograd.grad(y.sum(), vector, create_graph=create_graph)
-    return (y, g) if create_graph else (y.detach(), g)
+    return (y, g, last) if create_graph else (y.detach(), g, last.detach())
 
 
 class _Atomic(nn.Module):
@@ -82,7 +99,7 @@ class _Atomic(nn.Module):
         self.model = model
 
     def forward(self, numbers: Tensor, j: Tensor, vector: Tensor) -> Tensor:
-        return self.model.atomic_energies(numbers, Pairs.of(j, vector))
+        return self.model.atomic_energies(numbers, Pairs.of(j, vector))[0]
 
 
 def compile_slopes(model: CrystalModel) -> Slopes:

@@ -84,10 +84,14 @@ class AtomicEnergyHead(nn.Module):
         """(b,) mean and (n,) single energies, network units."""
         with torch.autocast(x.device.type, enabled=False):
             repulsion = features.repulsion if features.repulsion is not None else x.frac.new_zeros(())
-            y = self.atomic(features.node.to(x.dtype), x.numbers, repulsion)
+            y, _ = self.atomic(features.node.to(x.dtype), x.numbers, repulsion)
             return y.new_zeros(len(x)).index_add(0, x.index, y) / x.num_atoms, y
 
-    def atomic(self, node: Tensor, numbers: Tensor, repulsion: Tensor) -> Tensor:
-        """(n,) energies of the atoms from their features (n, d) and the repulsion they feel, in eV."""
-        out: Tensor = self.net(node).squeeze(-1) + self.shift[numbers] + repulsion / self.std
-        return out
+    def atomic(self, node: Tensor, numbers: Tensor, repulsion: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) energies of the atoms from their features (n, d) and the repulsion they feel, in eV.
+
+        Also (n, d), what the last linear layer reads.
+        """
+        last: Tensor = self.net[1](self.net[0](node))
+        y: Tensor = self.net[2](last).squeeze(-1) + self.shift[numbers] + repulsion / self.std
+        return y, last

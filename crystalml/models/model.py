@@ -14,6 +14,7 @@ from crystalml.geometry.neighbors import Neighbors
 from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig
 from crystalml.models.encoder import Features
+from crystalml.models.error_bar import ErrorBar
 from crystalml.models.heads import AtomicEnergyHead, EnergyHead, EnergyScale, NoiseHead
 from crystalml.models.pairs import Pairs
 from crystalml.models.periodic import PeriodicConfig, PeriodicCrysformer
@@ -32,16 +33,21 @@ class ModelConfig:
 
     energy: scale of the energy head, None for no such head. centered: the noise head's per-crystal mean
     is removed. A periodic encoder carries a potential: an energy of every atom and no noise heads.
+    error_bar: the potential was calibrated, see `crystalml.calibrate`.
     """
 
     encoder: EncoderConfig
     noise: bool = True
     centered: bool = False
     energy: EnergyScale | None = None
+    error_bar: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.encoder, PeriodicConfig) and self.noise:
+        periodic = isinstance(self.encoder, PeriodicConfig)
+        if periodic and self.noise:
             raise ValueError("the periodic encoder knows no time: it takes no noise heads, noise=False")
+        if self.error_bar and not (periodic and self.energy):
+            raise ValueError("only a potential carries an error bar: error_bar=False")
 
     def build(self) -> CrystalModel:
         return CrystalModel(self)
@@ -53,6 +59,7 @@ class ModelConfig:
             "noise": self.noise,
             "centered": self.centered,
             "energy": self.energy and self.energy.to_dict(),
+            "error_bar": self.error_bar,
         }
 
     @staticmethod
@@ -66,6 +73,7 @@ class ModelConfig:
                 bool(data["noise"]),
                 bool(data["centered"]),
                 EnergyScale(**energy) if energy else None,
+                bool(data.get("error_bar", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArchitectureError(
@@ -100,6 +108,7 @@ class CrystalModel(nn.Module):
         self.noise_head = NoiseHead(dim, config.centered) if config.noise else None
         head = AtomicEnergyHead if isinstance(config.encoder, PeriodicConfig) else EnergyHead
         self.energy_head = head(dim, config.energy) if config.energy else None
+        self.error_bar = ErrorBar(dim) if config.error_bar else None
 
     @property
     def has_noise(self) -> bool:
@@ -137,8 +146,11 @@ class CrystalModel(nn.Module):
             raise UnsupportedError("this model has no energy head; load one trained on energies (dao-p)")
         return energy
 
-    def atomic_energies(self, numbers: Tensor, pairs: Pairs) -> Tensor:
-        """(n,) a potential's energies of atoms with these neighbours, in network units."""
+    def atomic_energies(self, numbers: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """(n,) a potential's energies of atoms with these neighbours, in network units.
+
+        Also (n, d), the features that the last linear layer reads.
+        """
         assert isinstance(self.encoder, PeriodicCrysformer) and isinstance(self.energy_head, AtomicEnergyHead)
         node = self.encoder.attend(numbers, pairs)
         return self.energy_head.atomic(node, numbers, self.encoder.short_range(numbers, pairs))
