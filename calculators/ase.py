@@ -11,6 +11,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.data import chemical_symbols
+from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from crystalml.errors import CellError, EmptyStructureError, UnknownElementError, UnsupportedError
@@ -32,7 +33,9 @@ class DaoCalculator(Calculator):
     model's energy scale (see its card), forces in eV/A, stress = +(1/V) dE/d(strain) in eV/A^3, Voigt order
     xx yy zz yz xz xy. stress_weight is accepted because pymatgen passes it to calculator classes, and has no
     effect: units never change. A potential (a model with the periodic encoder) takes any cell, slabs, wires,
-    molecules and single atoms, also gives the atoms' `energies`, and leaves out `stress` without a volume.
+    molecules and single atoms, also gives the atoms' `energies`, and leaves out `stress` without a volume;
+    calibrated (`crystalml calibrate`), it has `results["energy_uncertainty"]`, eV a cell as the energy: the
+    true energy lies within so much in 68 of 100 crystals like those of the calibration.
     Diffusion models see the cell as given and were trained on Niggli-reduced primitive
     cells: reduce a cell before, not during, a relaxation (`crystalml.relax` does).
 
@@ -65,6 +68,8 @@ class DaoCalculator(Calculator):
         self._attach(_prepare(model, place, precision))
         if self.model.is_potential:
             self.implemented_properties.append("energies")
+        if self.model.error_bar is not None:
+            self.implemented_properties.append("energy_uncertainty")
         card = self.model.card
         # Plain strings: ASE writes the parameters as JSON into every trajectory and database.
         name = self._reference or str(card.get("name", "custom"))
@@ -81,6 +86,10 @@ class DaoCalculator(Calculator):
     def model(self) -> CrystalModel:
         """The network in use, on its device, in evaluation mode."""
         return self._predictor.model
+
+    def export_properties(self) -> Properties:
+        """What ASE has a name for; the error bar, for which it has none, is in `results` only."""
+        return Properties({name: value for name, value in self.results.items() if name in all_outputs})
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Settings are fixed at construction; ASE would store a misspelled one without a word."""
@@ -126,6 +135,8 @@ class DaoCalculator(Calculator):
         self.results = {"energy": energy, "free_energy": energy, "forces": out["forces"]}
         if "energies" in out:
             self.results["energies"] = out["energies"]
+        if "energy_uncertainty" in out:
+            self.results["energy_uncertainty"] = float(out["energy_uncertainty"][0])
         if self.atoms.cell.rank == 3:  # without three vectors there is no volume to divide by
             stress = out["stress"][0] * float(x.volume[0]) / self.atoms.cell.volume
             self.results["stress"] = np.asarray(full_3x3_to_voigt_6_stress(stress))

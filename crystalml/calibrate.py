@@ -97,7 +97,7 @@ def fit_error_bar(features: Array, error: Array) -> ErrorBar:
     if not (np.isfinite(features).all() and np.isfinite(error).all()):
         raise InputError("an energy or a feature of the calibration set is not finite")
     mean, spread = features.mean(0), features.std(0)
-    least = 1e-6 * max(float(spread.max()), 1e-30)
+    least = 1e-6 * max(float(np.max(spread)), 1e-30)
     spread = np.where(spread > least, spread, np.inf)  # a constant tells nothing
     z = (features - mean) / spread
     root = _inverse_root(z)

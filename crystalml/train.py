@@ -17,6 +17,7 @@ from crystalml import recipes
 from crystalml.datasets.packed import PackedDataset, SizeBatches
 from crystalml.errors import InputError, TrainingError
 from crystalml.models.derivatives import compile_slopes
+from crystalml.models.error_bar import with_error_bar
 from crystalml.models.layers import fast_autocast
 from crystalml.models.model import CrystalModel
 from crystalml.models.periodic import PeriodicCrysformer
@@ -78,6 +79,8 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
     config.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.fit.seed)  # initial weights only; every later draw has its own generator
     model = load_model_file(config.init) if config.init else recipe.model.build()
+    if model.error_bar is not None:
+        model = with_error_bar(model, None)  # new weights err in new ways
     if config.init is None:
         fit_shift(model, data)
     model.to(config.device).train()

@@ -33,6 +33,7 @@ def training_set(
     benchmark: keep only crystals of this official set (`BENCHMARKS`). labelled: only those with an energy.
     Frames are rattled or decorated ones; with forces the undistorted are among them too, and frames carry
     `forces` (n, 3) in eV/A and `stress` (b, 3, 3) in eV/A^3, which are NaN in crystals.
+    parent: a number for each crystal and all frames made from it, so that a set can be cut between families.
     """
     if benchmark is not None and benchmark not in BENCHMARKS[1:]:
         raise InputError(f"unknown benchmark {benchmark!r}; choose from {', '.join(BENCHMARKS[1:])}")
@@ -51,7 +52,9 @@ def training_set(
         chosen = np.random.default_rng(seed).permutation(usable)[:num_frames]
         part = pool[np.sort(chosen)]
         parts.append(_labelled(part, part.labels[ENERGY], 1.0, forces))
-    return pack(Arrays.cat(parts))
+    data = Arrays.cat(parts)
+    parent = np.unique(data.ids, return_inverse=True)[1].astype(np.float32)
+    return pack(replace(data, labels={**data.labels, "parent": parent}))
 
 
 def _labelled(data: Arrays, energy: np.ndarray, off_equilibrium: float, forces: bool = False) -> Arrays:
