@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from crystalml.noise.schedule import cosine_betas
+from crystalml.noise.schedule import cosine_betas, linear_betas
 
 
 def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
@@ -97,3 +97,12 @@ def lattice_ddpm(num_steps: int = 1000) -> GaussianDDPM:
     The matrix is not standardised; abar_T = 2.4e-10 makes the prior N(0, 1) all the same.
     """
     return GaussianDDPM.cosine(num_steps)
+
+
+def property_ddpm(num_steps: int = 1000) -> GaussianDDPM:
+    """The process of CrysDiff on a standardised property: linear schedule of CARD (Han et al. 2022).
+
+    CARD's prior N(m, 1) around a guess m makes no new process: it is this one on y - m. Its posterior
+    gamma_0 y_0 + gamma_1 y_t + gamma_2 m has gamma_0 + gamma_1 + gamma_2 = 1.
+    """
+    return GaussianDDPM(linear_betas(num_steps))
