@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,3 +31,25 @@ def bootstrap_ratio(
         return float("nan"), float("nan")
     low, high = np.quantile(above[some] / below[some], [0.025, 0.975])
     return float(low), float(high)
+
+
+def bootstrap(
+    statistic: Callable[..., float], *samples: NDArray[Any], seed: int = 0, draws: int = 200
+) -> Interval:
+    """95 % basic interval [2 s - q(97.5 %), 2 s - q(2.5 %)] of s = statistic(*samples).
+
+    The rows of each sample are drawn with replacement, independently. Distances between distributions are
+    biased upwards, and bootstrap draws once more by about as much; the basic interval reflects them at the
+    estimate, which takes the bias out (Efron and Tibshirani 1993, chapter 13). A distance ends at 0 at the
+    lowest. (nan, nan) where the statistic is not finite.
+    """
+    value = statistic(*samples)
+    if not np.isfinite(value):
+        return float("nan"), float("nan")
+    generator = np.random.default_rng(seed)
+    drawn = [
+        statistic(*(sample[generator.integers(len(sample), size=len(sample))] for sample in samples))
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return max(0.0, float(2 * value - high)), max(0.0, float(2 * value - low))

@@ -61,12 +61,12 @@ def has_fingerprint(structure: Structure) -> bool:
     """Whether CrystalNN finds neighbours around every site.
 
     CDVAE's script calls a crystal invalid if matminer's CrystalNNFingerprint("ops") fails on a site. The
-    gate needs only that yes or no, and the fingerprint is arithmetic on what CrystalNN gives, so CrystalNN
-    itself is asked, with that preset's settings, and matminer is not needed.
+    gate needs only that yes or no, so CrystalNN itself is asked, with the settings of that preset, which
+    are its own; `metrics.fingerprints` has the fingerprint.
     """
     from pymatgen.analysis.local_env import CrystalNN  # seconds to import
 
-    finder = CrystalNN(distance_cutoffs=None, x_diff_weight=None)
+    finder = CrystalNN()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

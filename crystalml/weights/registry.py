@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 REGISTRY = Path(__file__).with_name("registry.json")
 MAX_BYTES = 16 * 2**20  # a shipped file must stay small enough for a wheel and a git clone
 HUB_FILE = "model.safetensors"
+DEFAULT_POTENTIAL = "dao-p"  # what energies, relaxations and hulls use unless told otherwise
 
 
 @dataclass(frozen=True)
