@@ -12,7 +12,7 @@ from crystalml.crystal import CrystalBatch, Tangent
 from crystalml.geometry.torus import remove_mean, wrap
 from crystalml.noise.gaussian import lattice_ddpm
 from crystalml.noise.lie import LieDDPM, PredictedCell
-from crystalml.noise.rng import SampleNoise
+from crystalml.noise.rng import Draws
 from crystalml.noise.torus import TorusDDPM
 from crystalml.noise.wrapped import WrappedNormal
 
@@ -98,8 +98,17 @@ class CrystalNoise:
         noisy = x.replace(lattice=self.lattice.perturb(x.lattice, t, eps), frac=frac)
         return noisy, Tangent(lattice=self.lattice.target(x.lattice, eps), frac=target)
 
-    def prior(self, template: CrystalBatch, noise: SampleNoise) -> CrystalBatch:
+    def prior(self, template: CrystalBatch, noise: Draws) -> CrystalBatch:
         """x_T: lattice from its process's prior, coordinates uniform; species and counts of the template."""
         lattice = noise.lattice_normal(0).to(template.lattice)
         frac = noise.atom_uniform(0).to(template.frac)
         return template.replace(lattice=self.lattice.prior(lattice), frac=wrap(frac))
+
+    def at_level(self, x: CrystalBatch, t: int, noise: Draws) -> CrystalBatch:
+        """x_t of every crystal, drawn from q(x_t | x); t = 0 gives x itself."""
+        level = torch.full((len(x),), t, device=x.device)
+        eps, shift = noise.lattice_normal(0).to(x.lattice), noise.atom_normal(0).to(x.frac)
+        if self.centered:
+            shift = remove_mean(shift, x.index, x.num_atoms)
+        frac, _ = self.frac.perturb(x.frac, level[x.index], shift)
+        return x.replace(lattice=self.lattice.perturb(x.lattice, level, eps), frac=frac)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +27,14 @@ def _hash(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
     return x ^ _shift(x, 31)
+
+
+class Draws(Protocol):
+    """The random numbers of a batch, by name of the draw: `SampleNoise`, or what wraps it."""
+
+    def atom_normal(self, draw: int, /) -> Tensor: ...
+    def atom_uniform(self, draw: int, /) -> Tensor: ...
+    def lattice_normal(self, draw: int, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
