@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import json
+import zipfile
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
 
-KINDS = "CIF (.cif), POSCAR / CONTCAR (.vasp), extended XYZ (.extxyz, .xyz) or pymatgen JSON (.json)"
+KINDS = (
+    "CIF (.cif, .cif.zip), POSCAR / CONTCAR (.vasp), extended XYZ (.extxyz, .xyz) "
+    "or pymatgen JSON (.json, .jsonl)"
+)
 
 
 def expand(path: str | Path) -> list[Path]:
@@ -81,12 +86,31 @@ def _json(path: Path) -> list[Structure]:
     return [Structure.from_dict(entry) for entry in (content if isinstance(content, list) else [content])]
 
 
+def _jsonl(path: Path) -> list[Structure]:
+    from pymatgen.core import Structure
+
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [Structure.from_dict(json.loads(line)) for line in lines if line.strip()]
+
+
+def _zip(path: Path) -> list[Structure]:
+    """The CIFs of an archive, by name."""
+    from pymatgen.io.cif import CifParser
+
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(name for name in archive.namelist() if name.lower().endswith(".cif"))
+        texts = [archive.read(name).decode("utf-8") for name in names]
+    return [s for text in texts for s in CifParser(StringIO(text)).parse_structures(primitive=False)]
+
+
 _PARSERS: dict[str, Callable[[Path], list[Structure] | list[Atoms]]] = {
     ".cif": _cif,
     ".vasp": _poscar,
     ".xyz": _xyz,
     ".extxyz": _xyz,
     ".json": _json,
+    ".jsonl": _jsonl,
+    ".zip": _zip,
 }
 
 

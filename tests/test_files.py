@@ -115,3 +115,13 @@ def test_bad_files_among_good_ones_are_reported_and_the_others_go_on(tmp_path: P
     assert [Path(name).name for name, _ in failures] == ["m.cif", "gone.cif"]
     with pytest.raises(FileReadError, match=r"m\.cif"):
         read_structures(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["many.jsonl", "many.cif.zip"])
+def test_what_generate_writes_is_read(tmp_path: Path, name: str) -> None:
+    from crystalml.write import write_structures
+
+    write_structures([SALT, SALT.get_primitive_structure()], tmp_path / name)
+    found = [s for _, s in read_structures(tmp_path / name).structures]
+    assert [s.reduced_formula for s in found] == ["NaCl", "NaCl"]
+    assert all(StructureMatcher().fit(s, SALT) for s in found)

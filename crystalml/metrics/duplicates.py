@@ -78,9 +78,7 @@ def _reduced(structure: Structure) -> Structure:
     """Primitive Niggli cell, as the matcher would find it in every single comparison."""
     try:
         return structure.get_reduced_structure("niggli").get_primitive_structure()
-    except (
-        Exception
-    ):  # needles and sheets break the reduction in many ways; the matcher meets them as they are
+    except Exception:  # a needle or sheet breaks it in many ways; the matcher meets it as it is
         return structure
 
 
