@@ -16,15 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pymatgen.core.composition import Composition
-from pymatgen.core.structure import Structure
 
 from crystalml import recipes
 from crystalml.benchmarks.report import environment, pick_device, show, write_json
 from crystalml.benchmarks.store import Sample, SampleStore, fingerprint
-from crystalml.datasets.arrays import Arrays, standard_orientation
-from crystalml.datasets.crysdb import read_parquet
+from crystalml.benchmarks.targets import choose, per_crystal, read_test, to_structure
+from crystalml.datasets.arrays import Arrays
 from crystalml.errors import InputError, UnsupportedError
 from crystalml.guidance import EnergyGuidance
 from crystalml.metrics.match import Score, TargetMatches, compare, score
@@ -32,7 +30,9 @@ from crystalml.metrics.validity import is_valid_composition
 from crystalml.models.model import CrystalModel
 from crystalml.predict import pack, pair_budget
 from crystalml.progress import ProgressBar
-from crystalml.sample.predictor_corrector import Guide, PredictorCorrector
+from crystalml.sample.base import Guide, Sampler
+from crystalml.sample.solvers import Solver
+from crystalml.sample.solvers import solver as make
 from crystalml.sample.template import template
 from crystalml.weights import load_model
 
@@ -46,6 +46,8 @@ def run(
     shots: Sequence[int] = (1, 20),
     n: int | None = None,
     seed: int = 0,
+    benchmark: str | None = None,
+    solver: Solver = "pc",
     steps: int | None = None,
     guidance: float = 0.0,
     energy_model: ModelLike = "dao-p-diffusion",
@@ -59,6 +61,8 @@ def run(
 ) -> dict[str, Any]:
     """Match rate and RMSE of `max(shots)` samples a target, on n targets chosen by the seed (None: all).
 
+    benchmark: see `read_test`. solver, steps: see `sample.solvers`.
+
     Samples go to `out`/samples.jsonl; the same call goes on where it was stopped, and a larger n or more
     shots draw only what is missing. A sample depends on (seed, target, shot) alone. Writes every
     comparison to `out`/matches.jsonl and the figures to `out`/result.json, and returns the latter.
@@ -69,9 +73,9 @@ def run(
     if not shots or min(shots) < 1:
         raise InputError(f"shots must be at least 1 each, not {list(shots)}")
     where = pick_device(device)
-    job = _prepare(model, energy_model if guidance else None, where, steps, order, guidance)
-    targets = choose(read_test(test), n, seed)
-    settings = {"test": Path(test).name, "seed": seed, **job.settings}
+    job = _prepare(model, energy_model if guidance else None, where, (solver, steps, order), guidance)
+    targets = choose(read_test(test, benchmark), n, seed)
+    settings = {"test": Path(test).name, "rows": benchmark or "all", "seed": seed, **job.settings}
     store = SampleStore(Path(out))
     drawn = store.open(settings)
     wanted = [(target, shot) for target in range(len(targets)) for shot in range(max(shots))]
@@ -103,7 +107,7 @@ class _Job:
     """A model ready to sample and the settings that decide what it draws."""
 
     model: CrystalModel
-    sampler: PredictorCorrector
+    sampler: Sampler
     guide: Guide | None
     settings: dict[str, Any]
 
@@ -112,21 +116,20 @@ def _prepare(
     model: ModelLike,
     energy_model: ModelLike | None,
     device: torch.device,
-    steps: int | None,
-    order: Literal["code", "paper"],
+    how: tuple[Solver, int | None, Literal["code", "paper"]],
     guidance: float,
 ) -> _Job:
     denoiser = load(model, device)
     name = denoiser.card.get("name") or ("custom" if isinstance(model, CrystalModel) else str(model))
     if not denoiser.has_noise:
         raise UnsupportedError(f"{name} cannot generate: it has no noise head; use one such as 'dao-g'")
-    sampler = recipes.sampler(recipes.noise_for(denoiser), steps=steps, order=order)
+    sampler = make(how[0], recipes.noise_for(denoiser), how[1], order=how[2])
     settings = {
         "model": name,
         "weights": fingerprint(denoiser),
+        "solver": how[0],
         "steps": len(sampler.levels()) - 1,
-        "order": order,
-        "gamma": sampler.gamma,
+        "order": how[2],
         "guidance": guidance,
     }
     if energy_model is None:
@@ -134,23 +137,6 @@ def _prepare(
     energy = load(energy_model, device)
     settings["energy_weights"] = fingerprint(energy)
     return _Job(denoiser, sampler, EnergyGuidance(energy, guidance), settings)
-
-
-def read_test(path: str | Path) -> Arrays:
-    """A test file; of one that holds all splits, the rows marked "test"."""
-    data = read_parquet(path)
-    if "split" in data.strings and (data.strings["split"] == "test").any():
-        data = data[data.strings["split"] == "test"]
-    if len(set(data.ids)) < len(data):
-        raise InputError(f"{path}: ids repeat, so samples could not be told apart")
-    return data
-
-
-def choose(data: Arrays, n: int | None, seed: int) -> Arrays:
-    """The first n of a seeded shuffle, so that a larger n contains the smaller ones."""
-    if n is not None and not 1 <= n <= len(data):
-        raise InputError(f"n must lie in 1..{len(data)}, the size of the test set, not {n}")
-    return data[np.random.default_rng(seed).permutation(len(data))[:n]]
 
 
 def sample_seed(seed: int, name: str, shot: int) -> int:
@@ -170,8 +156,8 @@ def _draw(
 ) -> list[Sample]:
     """Sample what is missing, batch by batch of similar size, and store each batch at once."""
     weight = next(job.model.parameters())
-    _ = job.sampler.noise.frac.norms  # a table made once; not part of the sampling time
-    species = _per_crystal(targets, targets.numbers)
+    getattr(job.sampler.noise.frac, "norms", None)  # a table made once; not part of the sampling time
+    species = per_crystal(targets, targets.numbers)
     counts = torch.as_tensor(targets.num_atoms[[i for i, _ in missing]])
     done: list[Sample] = []
     with ProgressBar(progress and bool(missing), "sampling") as bar:
@@ -197,14 +183,6 @@ def _draw(
     return done
 
 
-def to_structure(numbers: NDArray[Any], lattice: NDArray[Any], frac: NDArray[Any]) -> Structure | None:
-    """A pymatgen Structure in standard orientation, None for what is no crystal: NaN or no volume."""
-    if not (np.isfinite(lattice).all() and np.isfinite(frac).all() and abs(np.linalg.det(lattice)) > 1e-6):
-        return None
-    cell, moved, _ = standard_orientation(lattice[None], frac, np.zeros(len(numbers), np.int64))
-    return Structure(cell[0], numbers.astype(int).tolist(), moved)
-
-
 def _evaluate(
     targets: Arrays,
     rows: list[list[Sample]],
@@ -214,7 +192,7 @@ def _evaluate(
     progress: bool,
     out: Path,
 ) -> dict[str, Any]:
-    numbers, fracs = _per_crystal(targets, targets.numbers), _per_crystal(targets, targets.frac)
+    numbers, fracs = per_crystal(targets, targets.numbers), per_crystal(targets, targets.frac)
     table: list[TargetMatches] = []
     failed = 0
     with ProgressBar(progress, "matching") as bar:
@@ -239,10 +217,6 @@ def _evaluate(
         "timeouts": sum(row.timeouts for row in table),
         "failed_samples": failed,
     }
-
-
-def _structure_of(numbers: NDArray[Any], sample: Sample) -> Structure | None:
-    return to_structure(numbers, np.reshape(sample.lattice, (3, 3)), np.reshape(sample.frac, (-1, 3)))
 
 
 def _parts(count: int, size: int = 500) -> list[range]:
@@ -286,10 +260,6 @@ def load(model: ModelLike, device: torch.device) -> CrystalModel:
     """A model given by name, path or itself, on the device and in evaluation mode."""
     loaded = model if isinstance(model, CrystalModel) else load_model(model, device=device)
     return loaded.to(device).eval()
-
-
-def _per_crystal(data: Arrays, values: NDArray[Any]) -> list[NDArray[Any]]:
-    return np.split(values, np.cumsum(data.num_atoms)[:-1])
 
 
 def _rounded(values: torch.Tensor) -> list[float]:

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from pymatgen.core.periodic_table import Element
 
-from crystalml.benchmarks.csp import ModelLike, choose, load, read_test
+from crystalml.benchmarks.csp import ModelLike, load
 from crystalml.benchmarks.report import environment, pick_device, show, write_json
 from crystalml.benchmarks.store import fingerprint
+from crystalml.benchmarks.targets import choose, read_test
 from crystalml.datasets.arrays import MAX_Z, Arrays, pack
 from crystalml.datasets.crysdb import ENERGY
 from crystalml.errors import InputError

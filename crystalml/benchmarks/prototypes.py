@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from pymatgen.core import Composition, Structure
 
-from crystalml.benchmarks.csp import choose, read_test, to_structure
 from crystalml.benchmarks.report import environment, show, write_json
+from crystalml.benchmarks.targets import choose, read_test, structures
 from crystalml.datasets.arrays import Arrays
-from crystalml.datasets.crysdb import BENCHMARKS, read_parquet
 from crystalml.errors import InputError
 from crystalml.metrics.match import Score, TargetMatches, compare, score
 from crystalml.metrics.validity import is_valid_composition
@@ -54,7 +53,7 @@ def run(
     if not shots or min(shots) < 1:
         raise InputError(f"shots must be at least 1 each, not {list(shots)}")
     source = _atlas(atlas)
-    targets = choose(_targets(test, benchmark), n, seed)
+    targets = choose(read_test(test, benchmark), n, seed)
     options = {"distinct": distinct, "same_formula": same_formula}
     table, counts, seconds = _predict(targets, source, max(shots), options, gated, processes, progress)
     scores = [score(table, k, gate) for gate in ([False, True] if gated else [False]) for k in shots]
@@ -90,15 +89,6 @@ def _atlas(atlas: str | Path | PrototypeAtlas | None) -> PrototypeAtlas:
     return PrototypeAtlas.default() if atlas is None else PrototypeAtlas.load(atlas)
 
 
-def _targets(test: str | Path, benchmark: str | None) -> Arrays:
-    if benchmark is None:
-        return read_test(test)
-    if benchmark not in BENCHMARKS[2:]:
-        raise InputError(f"benchmark must be one of {', '.join(BENCHMARKS[2:])}, not {benchmark!r}")
-    data = read_parquet(test)
-    return data[(data.labels["benchmark"] == BENCHMARKS.index(benchmark)) & (data.strings["split"] == "val")]
-
-
 def _predict(
     targets: Arrays,
     atlas: PrototypeAtlas,
@@ -115,7 +105,7 @@ def _predict(
     with ProgressBar(progress, "prototypes") as bar:
         bar.add(len(targets))
         for start in range(0, len(targets), PART):
-            truths = _structures(targets[start : start + PART])
+            truths = structures(targets[start : start + PART])
             begin = time.perf_counter()
             found = [
                 substitute(truth.composition, shots, atlas=atlas, warn=False, **options) for truth in truths
@@ -125,15 +115,6 @@ def _predict(
             padded: list[list[Structure | None]] = [[*row, *[None] * (shots - len(row))] for row in found]
             table += compare(padded, truths, gated, processes, progress=lambda _: bar.advance(1))
     return table, np.array(counts), seconds
-
-
-def _structures(data: Arrays) -> list[Structure]:
-    ends = np.cumsum(data.num_atoms)
-    parts = [
-        to_structure(data.numbers[end - k : end], data.lattice[i], data.frac[end - k : end])
-        for i, (end, k) in enumerate(zip(ends, data.num_atoms, strict=True))
-    ]
-    return [part for part in parts if part is not None]  # all: the reader refuses flat cells
 
 
 def _plain(item: Score) -> dict[str, Any]:

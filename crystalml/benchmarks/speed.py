@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from crystalml.benchmarks.csp import choose, read_test
 from crystalml.benchmarks.reference_cspnet import from_dense
 from crystalml.benchmarks.report import environment, pick_device, show, write_json
+from crystalml.benchmarks.targets import choose, read_test
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.arrays import pack as pack_arrays
 from crystalml.errors import InputError

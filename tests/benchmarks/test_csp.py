@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from crystalml.benchmarks import csp
+from crystalml.benchmarks import csp, targets
 from crystalml.errors import InputError, UnsupportedError
 from crystalml.metrics.match import TargetMatches
 from crystalml.models.model import CrystalModel
@@ -99,7 +99,7 @@ def test_true_crystals_count_as_matches(salts: Path, tiny_model: Tiny, tmp_path:
     pytest.importorskip("smact", reason="the gate needs the extra `metrics`")
     out = tmp_path / "out"
     run(salts, tiny_model(), out)
-    data = csp.read_test(salts)
+    data = targets.read_test(salts)
     start = data.num_atoms.cumsum() - data.num_atoms
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     for line in lines:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crystalml.benchmarks import energy
-from crystalml.benchmarks.csp import read_test
+from crystalml.benchmarks.targets import read_test
 from crystalml.datasets.arrays import Arrays, pack
 from crystalml.errors import InputError
 from crystalml.models.model import CrystalModel
