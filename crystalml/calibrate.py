@@ -96,19 +96,20 @@ def fit_error_bar(features: Array, error: Array) -> ErrorBar:
         raise InputError(f"{len(error)} crystals are too few to calibrate on: give at least {MIN_CRYSTALS}")
     if not (np.isfinite(features).all() and np.isfinite(error).all()):
         raise InputError("an energy or a feature of the calibration set is not finite")
+    size = np.maximum(np.abs(error), 1e-9)  # no label is known to a neV
     mean, spread = features.mean(0), features.std(0)
     least = 1e-6 * max(float(np.max(spread)), 1e-30)
     spread = np.where(spread > least, spread, np.inf)  # a constant tells nothing
     z = (features - mean) / spread
     root = _inverse_root(z)
     novelty = np.square(z @ root).sum(1)
-    slope, offset, kappa = _likelihood(z, novelty, np.abs(error))
-    size = z @ slope + offset
-    low, high = np.quantile(size, _TAILS)
-    bar = np.exp(np.clip(size, low, high)) * np.sqrt(1 + kappa * novelty)
-    ratio = np.sort(np.abs(error) / bar)
+    slope, offset, kappa = _likelihood(z, novelty, size)
+    expected = z @ slope + offset
+    low, high = np.quantile(expected, _TAILS)
+    bar = np.exp(np.clip(expected, low, high)) * np.sqrt(1 + kappa * novelty)
+    ratio = np.sort(size / bar)
     ranks = [min(int(np.ceil((len(ratio) + 1) * p)), len(ratio)) - 1 for p in LEVELS]
-    q = np.maximum(ratio[ranks], 1e-12)
+    q = ratio[ranks]
     out = ErrorBar(features.shape[1])
     shift = np.log(q[0])
     out.mean.copy_(torch.as_tensor(mean))

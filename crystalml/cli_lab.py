@@ -118,6 +118,38 @@ def train(
     typer.echo(f"Model: {out / 'model.safetensors'}")
 
 
+@lab.command(
+    epilog=examples(
+        "crystalml calibrate runs/p/model.safetensors --val val.safetensors -o calibrated.safetensors"
+    )
+)
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Shipped name, path or hf:// address of a potential.")],
+    val: Annotated[Path, typer.Option(help="Packed crystals the model was not trained on.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The calibrated model, .safetensors.")],
+    device: Device = None,
+) -> None:
+    """Give a potential a calibrated error bar: predictions then carry energy_uncertainty."""
+    import torch
+
+    from crystalml.calibrate import calibrate as run
+    from crystalml.datasets.packed import PackedDataset
+    from crystalml.models.error_bar import LEVELS
+    from crystalml.training.checkpoint import save_model
+    from crystalml.weights import load_model
+
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {str(out)!r} must end in .safetensors")
+    data = PackedDataset.load(val)
+    loaded = load_model(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    calibrated = run(loaded, data, progress=True)
+    bar = calibrated.error_bar
+    assert bar is not None  # that is what calibrate adds
+    save_model(calibrated, out, calibrated.card)
+    factors = ", ".join(f"{100 * level:.0f} %: {bar.factor(level):.2f}" for level in LEVELS)
+    typer.echo(f"Calibrated model: {out} (widths relative to the 68 % bar: {factors})")
+
+
 def _shots(text: str) -> list[int]:
     """'1,20' -> [1, 20]."""
     try:
@@ -231,6 +263,26 @@ def forces(
     from crystalml.benchmarks.forces import run
 
     run(folder, model, n=n, seed=seed, out=out, device=device)
+
+
+@benchmark.command(
+    epilog=examples(
+        "crystalml benchmark uncertainty --val val.safetensors",
+        "crystalml benchmark uncertainty --model calibrated.safetensors --test mp_20_test.parquet",
+    )
+)
+def uncertainty(
+    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
+    val: Annotated[Path | None, typer.Option(help="Packed set: half fits bars, half tests them.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Parquet file, for the model's own bars.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file of the result.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Coverage of a potential's error bars at 68, 90 and 95 %."""
+    from crystalml.benchmarks.uncertainty import run
+
+    run(model, val=val, test=test, seed=seed, out=out, device=device)
 
 
 @benchmark.command(epilog=examples("crystalml benchmark speed", "crystalml benchmark speed --crystals 256"))

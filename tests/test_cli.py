@@ -17,10 +17,10 @@ from crystalml import cli
 from crystalml.training.checkpoint import save_model
 
 COMMANDS = [
-    ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"],
+    ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"], ["calibrate"],
     ["check-calculator"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
-    ["benchmark", "prototypes"], ["benchmark", "forces"],
+    ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"],
 ]  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def test_seed_and_device_everywhere_they_mean_something(run):
         text = run(*command, "--help").output
         without = (["models"], ["pack"], ["check-calculator"], ["benchmark", "prototypes"])
         assert ("--device" in text) == (command not in without)
-        assert ("--seed" in text) == (command not in (["models"], ["relax"]))
+        assert ("--seed" in text) == (command not in (["models"], ["relax"], ["calibrate"]))
 
 
 def test_help_is_fast_and_loads_no_torch():
@@ -205,6 +205,34 @@ def test_train_goes_on_and_can_be_told_not_to(run, tmp_path):
     assert refused.exit_code == 2 and "--no-resume" in refused.output
     assert run("train", "dao-x", *options, "--steps", 2).exit_code == 2
     assert run("train", "dao-p-diffusion", *options, "--steps", 2, "--size", "huge").exit_code == 2
+
+
+def test_calibrate_writes_a_model_with_error_bars(run, tmp_path):
+    import torch
+
+    from crystalml.datasets.packed import PackedDataset
+    from crystalml.models.heads import EnergyScale
+    from crystalml.models.model import ModelConfig
+    from crystalml.models.periodic import PeriodicConfig
+    from crystalml.testing import rand_crystals
+
+    x = rand_crystals(0, count=250, max_atoms=2)
+    data = PackedDataset.from_arrays(
+        *(value.numpy() for value in (x.numbers, x.frac, x.lattice, x.num_atoms)),
+        {"energy": torch.randn(250, generator=torch.Generator().manual_seed(0)).numpy()},
+    )
+    data.save(tmp_path / "val.safetensors")
+    encoder = PeriodicConfig(16, 1, 2, 4, 8, 8, 6, 5.0)
+    model = ModelConfig(encoder, noise=False, energy=EnergyScale()).build()
+    save_model(model, tmp_path / "p.safetensors", {"name": "p"})
+    out = tmp_path / "calibrated.safetensors"
+    options = ["--val", tmp_path / "val.safetensors", "--device", "cpu"]
+    result = run("calibrate", tmp_path / "p.safetensors", *options, "-o", out)
+    assert result.exit_code == 0 and "95 %" in result.output
+    loaded = crystalml.load_model(out)
+    assert loaded.error_bar is not None and loaded.card["name"] == "p"
+    wrong = run("calibrate", tmp_path / "p.safetensors", *options, "-o", tmp_path / "x.pt")
+    assert wrong.exit_code == 2 and not (tmp_path / "x.pt").exists()
 
 
 def test_models_lists_and_shows_cards(run, monkeypatch, tmp_path, weights):

@@ -62,9 +62,10 @@ def with_error_bar(model: CrystalModel, error_bar: ErrorBar | None) -> CrystalMo
     """A copy of a potential with this error bar, or with None without one; the other weights are the same."""
     weight = next(model.parameters())
     other = dataclasses.replace(model.config, error_bar=error_bar is not None).build()
+    other.to(weight.device, weight.dtype)
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("error_bar.")}
     if error_bar is not None:
         state |= {f"error_bar.{name}": value for name, value in error_bar.state_dict().items()}
     other.load_state_dict(state)
     other.card = dict(model.card)
-    return other.to(weight.device, weight.dtype).train(model.training)
+    return other.train(model.training)

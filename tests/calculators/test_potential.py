@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, make_supercell, molecule
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.calculators.lj import LennardJones
+from ase.calculators.mixing import SumCalculator
+from ase.io import read, write
 from ase.optimize import BFGS
 
 from crystalml.calculators.ase import DaoCalculator
 from crystalml.convert import to_atoms, to_batch
 from crystalml.errors import CellError, UnsupportedError
+from crystalml.models.error_bar import ErrorBar, with_error_bar
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel, ModelConfig
 from crystalml.models.periodic import PeriodicConfig
@@ -138,3 +144,38 @@ def test_groups_are_invisible(model: CrystalModel) -> None:
         torch.testing.assert_close(parts[name], value)
     bare = Predictor(model, max_pairs=300)(x, forces=False)
     torch.testing.assert_close(bare["energies"], whole["energies"])
+
+
+def _calibrated(model: CrystalModel) -> CrystalModel:
+    bar = ErrorBar(16)
+    bar.offset.fill_(-3.0)
+    bar.whiten.copy_(torch.eye(16) / 4)
+    return with_error_bar(model, bar)
+
+
+def test_a_calibrated_potential_says_how_far_it_may_be_off(model: CrystalModel, tmp_path: Path) -> None:
+    salt = bulk("NaCl", "rocksalt", 5.64)
+    salt.calc = DaoCalculator(_calibrated(model), dtype="float64")
+    salt.get_potential_energy()
+    found = salt.calc.results["energy_uncertainty"]
+    assert type(found) is float and found > 2 * np.exp(-3.0)  # two atoms
+    assert salt.calc.get_property("energy_uncertainty", salt) == found
+    big = salt * (2, 1, 1)
+    big.calc = pickle.loads(pickle.dumps(salt.calc))  # a module, so the bar travels in the pickle
+    big.get_potential_energy()
+    assert big.calc.results["energy_uncertainty"] == pytest.approx(2 * found)
+    assert "energy_uncertainty" not in salt.calc.export_properties()  # ASE has no name for it
+    for name in ("a.traj", "a.extxyz", "a.json"):
+        write(tmp_path / name, salt)
+        assert read(tmp_path / name).get_potential_energy() == pytest.approx(salt.get_potential_energy())
+    both = SumCalculator([salt.calc, LennardJones()])
+    assert "energy_uncertainty" not in both.implemented_properties
+
+
+def test_without_calibration_there_is_no_such_key(model: CrystalModel) -> None:
+    salt = bulk("NaCl", "rocksalt", 5.64)
+    salt.calc = DaoCalculator(model, dtype="float64")
+    salt.get_forces()
+    assert "energy_uncertainty" not in salt.calc.results
+    with pytest.raises(PropertyNotImplementedError, match="energy_uncertainty"):
+        salt.calc.get_property("energy_uncertainty", salt)
