@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from crystalml import recipes
 from crystalml.datasets.packed import PackedDataset, SizeBatches
 from crystalml.errors import InputError, TrainingError
-from crystalml.models.derivatives import compile_slopes
+from crystalml.models.derivatives import CompiledPotential
 from crystalml.models.error_bar import with_error_bar
 from crystalml.models.layers import fast_autocast
 from crystalml.models.model import CrystalModel
@@ -32,6 +32,7 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "dao-p-diffusion": recipes.dao_p_diffusion,
     "dao-p": recipes.dao_p,
     "diffcsp": recipes.diffcsp,
+    "gemsdiff": recipes.gemsdiff,
 }
 
 
@@ -87,23 +88,21 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
     recipe = _compile(recipe, model, config)
     batches = _batches(model, data, config.pairs, config.max_crystals, config.fit.seed)
     measure = _Validation(recipe, model, val, config)
-    sums: dict[str, float] = {}
-    count, share, chief = 0, -1.0, not dist.is_initialized() or dist.get_rank() == 0
+    means, share = _Means(), -1.0
+    chief = not dist.is_initialized() or dist.get_rank() == 0
     run: Run | None = None
     state = config.out / "state.safetensors"
     for run, losses in fit(model, recipe.objective, data, batches, config.fit, state=state):
-        sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
-        count += 1
+        means.add(losses)
         now = run.progress.share(config.fit)
         share = now if share < 0 else share
-        means = {name: value / count for name, value in sums.items()}
         if chief and (now >= 1 or now - share >= 1 / config.validations):
-            log = Log(run, means, True, measure(model, run))
+            log = Log(run, means.values(), True, measure(model, run))
             _write(config, recipe, model, log, len(data))
-            share, sums, count = now, {}, 0
+            means, share = _Means(), now
             yield log
         else:
-            yield Log(run, means)
+            yield Log(run, means.values())
     if run is None and not (config.out / "model.safetensors").exists():
         raise TrainingError(f"{state} says the run has ended, yet {config.out} holds no model")
 
@@ -131,18 +130,35 @@ def _compile(recipe: Recipe, model: CrystalModel, config: TrainConfig) -> Recipe
         return recipe
     if isinstance(encoder, PeriodicCrysformer):
         assert isinstance(objective, Potential)  # the one recipe of this encoder
-        return replace(recipe, objective=replace(objective, slopes=compile_slopes(model)))
-    encoder.core = torch.compile(encoder.core, dynamic=True)  # type: ignore[method-assign]
+        return replace(recipe, objective=replace(objective, compiled=CompiledPotential(model)))
+    encoder.core = torch.compile(encoder.core, dynamic=True)  # type: ignore[method-assign, assignment]
     return recipe
 
 
 def _batches(model: CrystalModel, data: PackedDataset, budget: int, crystals: int, seed: int) -> SizeBatches:
     """By padded pairs of all atoms; for a model with a cutoff by the neighbours expected from the density."""
-    neighbors = None
+    neighbors, forces = None, None
     if isinstance(model.encoder, PeriodicCrysformer):
         density = data.num_atoms / torch.linalg.det(data.lattice).abs()
         neighbors = 4.19 * model.encoder.config.cutoff**3 * density
-    return SizeBatches(data.num_atoms, budget, crystals, seed=seed, neighbors=neighbors)
+        if "stress" in data.labels:  # frames with forces apart: the others cost a third
+            forces = data.labels["stress"].isfinite().flatten(1).all(-1)
+    return SizeBatches(data.num_atoms, budget, crystals, seed=seed, neighbors=neighbors, kinds=forces)
+
+
+class _Means:
+    """Weighted means of named numbers, each over the times it was named."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, values: Mapping[str, float], weight: float = 1.0) -> None:
+        for name, value in values.items():
+            total, count = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = (total + weight * value, count + weight)
+
+    def values(self) -> dict[str, float]:
+        return {name: total / count for name, (total, count) in self.sums.items()}
 
 
 class _Validation:
@@ -158,15 +174,15 @@ class _Validation:
         if self.val is None:
             return {}
         generator = torch.Generator(device=run.device).manual_seed(0)
-        total: dict[str, float] = {}
+        means = _Means()
         model.eval()
         with run.ema.applied(model), torch.no_grad(), fast_autocast(run.device):
             for ids in self.plan:
                 x = self.val[ids].to(run.device)
-                for name, value in self.objective(model, x, generator=generator).items():
-                    total[name] = total.get(name, 0.0) + float(value) * len(ids) / len(self.val)
+                losses = self.objective(model, x, generator=generator)
+                means.add({name: float(value) for name, value in losses.items()}, len(ids))
         model.train()
-        return total
+        return means.values()
 
 
 def _write(config: TrainConfig, recipe: Recipe, model: CrystalModel, log: Log, crystals: int) -> None:

@@ -148,6 +148,7 @@ class SizeBatches:
     is a function of (seed, epoch), so a run resumes at any batch.
     neighbors: expected neighbours of an atom in each crystal. Where given, crystals are sorted by it and a
     batch holds sum(atoms) x max(neighbors) pairs: the cost of a model with a cutoff.
+    kinds: any labels; crystals of different kinds never share a batch.
     """
 
     num_atoms: Tensor
@@ -156,11 +157,16 @@ class SizeBatches:
     window: int = 16_384
     seed: int = 0
     neighbors: Tensor | None = None
+    kinds: Tensor | None = None
 
     def epoch(self, epoch: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.num_atoms), generator=generator)
-        batches = [b for part in order.split(self.window) for b in self._cut(part)]
+        parts = list(order.split(self.window))
+        if self.kinds is not None:
+            values = self.kinds.unique()
+            parts = [part[self.kinds[part] == kind] for part in parts for kind in values]
+        batches = [b for part in parts if len(part) for b in self._cut(part)]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
     def _cut(self, ids: Tensor) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
-from crystalml.models.derivatives import Slopes, derivatives
+from crystalml.models.derivatives import CompiledPotential, derivatives, energies
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel
 from crystalml.objectives.dimers import attraction, random_dimers
@@ -26,9 +26,9 @@ class Potential:
     Labels, all NaN where unknown: `energy` (b,) in eV/atom, `stress` (b, 3, 3), site label `forces` (n, 3).
     Weights are per eV/atom, eV/A and eV/A^3; `betas` where the norms turn quadratic, in the same units.
     Forces are trained through second derivatives, so the model has to be twice differentiable and runs in
-    full precision. A batch without forces and stresses costs one backward pass only, if `dimers` is 0.
-    dimers: how many random close pairs a step to push apart (`attraction`), so that none becomes a hole.
-    slopes: the derivative to train through, None for autograd's; see `compile_slopes`.
+    full precision. A batch without forces and stresses costs one backward pass only, a third.
+    dimers: how many random close pairs to push apart (`attraction`) beside a batch with forces, so that none
+    becomes a hole. compiled: to train through, None for autograd.
     """
 
     scale: EnergyScale
@@ -39,35 +39,33 @@ class Potential:
     betas: tuple[float, float, float] = (0.01, 0.03, 0.001)
     dimers: int = 0
     dimers_weight: float = 1.0
-    slopes: Slopes | None = None
+    compiled: CompiledPotential | None = None
 
     def __call__(
         self, model: CrystalModel, x: CrystalBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """{"loss", "energy", "forces", "stress"}: scalars; the last three mean absolute errors of entries.
-
-        With gradients and `dimers`, also "dimers": see `attraction`.
+        """{"loss", "energy", "forces", "stress"}: scalars; the last three mean absolute errors of entries,
+        of what is labelled. With gradients and `dimers`, also "dimers": see `attraction`.
         """
         targets = (x.labels.get(self.label), x.site_labels.get("forces"), x.labels.get("stress"))
         loss, report = x.frac.new_zeros(()), {}
         with torch.autocast(x.device.type, enabled=False):
-            pushed = self.dimers > 0 and torch.is_grad_enabled()
-            if pushed or any(_known(target).any() for target in targets[1:] if target is not None):
+            if any(_known(target).any() for target in targets[1:] if target is not None):
                 found, close = self._derivatives(model, x, generator)
                 if close is not None:
                     holes = attraction(close)
                     loss, report = self.dimers_weight * holes, {"dimers": holes.detach()}
             else:
-                found = (self.scale.to_physical(model(x).energy), x.frac, x.lattice)
+                compiled = self.compiled if torch.is_grad_enabled() else None
+                found = (energies(model, x, compiled), x.frac, x.lattice)
         weights = (self.energy_weight, self.forces_weight, self.stress_weight)
         names = ("energy", "forces", "stress")
         for name, value, target, weight, beta in zip(names, found, targets, weights, self.betas, strict=True):
-            if target is None:
-                target = torch.full_like(value, torch.nan)
-            known = _known(target)
+            if target is None or not (known := _known(target)).any():
+                continue
             target = torch.where(known.view(-1, *[1] * (target.dim() - 1)), target, value.detach())
             error = (value - target)[:, None] if value.dim() == 1 else value - target
-            count = known.sum().clamp(min=1)
+            count = known.sum()
             loss = loss + weight * pseudo_huber(error, beta).sum() / count
             report[name] = error.detach().abs().flatten(1).mean(-1).sum() / count
         return {"loss": loss, **report}
@@ -83,7 +81,7 @@ class Potential:
         both = x
         if learn and self.dimers:
             both = CrystalBatch.cat([x, random_dimers(self.dimers, x.frac, generator)])
-        out = derivatives(model, both, create_graph=learn, slopes=self.slopes if learn else None)
+        out = derivatives(model, both, create_graph=learn, compiled=self.compiled if learn else None)
         n, b = len(x.numbers), len(x)
         close = out.forces[n:] if len(both) > b else None
         return (out.per_atom[:b], out.forces[:n], out.stress[:b]), close

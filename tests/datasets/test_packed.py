@@ -118,3 +118,10 @@ def test_batches_by_neighbours_hold_their_budget_and_pad_little() -> None:
     assert torch.equal(torch.cat(batches).sort().values, torch.arange(3000))
     pairs = [int(sizes[b].sum()) * float(neighbors[b].max()) for b in batches]
     assert max(pairs) <= 4000 and sum(pairs) < 1.1 * float((sizes * neighbors).sum())
+
+
+def test_kinds_never_share_a_batch() -> None:
+    sizes, kinds = torch.randint(1, 20, (500,)), torch.arange(500) % 3
+    batches = SizeBatches(sizes, 2000, window=100, kinds=kinds).epoch(0)
+    assert all(len(kinds[ids].unique()) == 1 for ids in batches)
+    assert torch.equal(torch.cat(batches).sort().values, torch.arange(500))

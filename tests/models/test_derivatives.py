@@ -6,7 +6,7 @@ import torch
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import UnsupportedError
 from crystalml.models.cspnet import CSPNetConfig
-from crystalml.models.derivatives import compile_slopes, derivatives
+from crystalml.models.derivatives import CompiledPotential, derivatives, energies
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel, ModelConfig
 from crystalml.models.periodic import PeriodicConfig
@@ -20,7 +20,7 @@ def model() -> CrystalModel:
     model = ModelConfig(PeriodicConfig(8, 1, 2, 4, 4, 4, 4, 5.0), noise=False, energy=scale).build().double()
     with torch.no_grad():
         for weight in model.parameters():
-            weight += 0.1 * torch.randn_like(weight)
+            weight += 0.1 * torch.randn_like(weight)  # type: ignore[misc]
     return model
 
 
@@ -52,15 +52,24 @@ def test_a_caller_without_gradients_gets_forces(model: CrystalModel, mode) -> No
     torch.testing.assert_close(found.forces, expected.forces)
 
 
-def test_compiled_slopes_train_the_weights_alike(model: CrystalModel, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_compiled_potentials_train_the_weights_alike(model: CrystalModel, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda graph, **options: compiler(graph, backend="aot_eager"))
-    fast = compile_slopes(model)
+    monkeypatch.setattr(
+        torch, "compile", lambda graph, dynamic: compiler(graph, backend="aot_eager", dynamic=dynamic)
+    )
+    fast = CompiledPotential(model)
     for seed in (0, 1):  # other sizes, the same graph
         x, grads = rand_crystals(seed, 3 + seed, min_distance=1.5), []
-        for slopes in (None, fast):
-            out = derivatives(model, x, create_graph=True, slopes=slopes)
-            loss = out.per_atom.square().sum() + out.forces.square().sum() + out.stress.square().sum()
+        for compiled in (None, fast):
+            out = derivatives(model, x, create_graph=True, compiled=compiled)
+            plain = energies(model, x, compiled)
+            torch.testing.assert_close(plain, out.per_atom)
+            loss = (
+                plain.square().sum()
+                + out.per_atom.square().sum()
+                + out.forces.square().sum()
+                + out.stress.square().sum()
+            )
             grads.append(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
         for slow, quick in zip(*grads, strict=True):
             assert (slow is None or not slow.any()) if quick is None else slow is not None

@@ -73,7 +73,7 @@ def test_energies_alone_need_no_forces() -> None:
     x = x.replace(labels={"energy": torch.zeros(3).double()})
     losses = Potential(SCALE)(model, x)
     losses["loss"].backward()
-    assert losses["energy"] > 0 and losses["forces"] == losses["stress"] == 0
+    assert losses["energy"] > 0 and losses.keys() == {"loss", "energy"}
 
 
 def test_forces_are_measured_where_nothing_is_differentiated() -> None:
