@@ -1,7 +1,7 @@
 """What the library knows of the chemical elements: symbols, radii and one-hot features.
 
-Importing this module needs neither pymatgen nor ASE; only `element_features` and `covalent_radii`
-look their data up there, on first use. A model keeps the feature table in its checkpoint.
+Importing this module needs neither pymatgen nor ASE; only `element_features`, `covalent_radii` and
+`atomic_masses` look their data up there, on first use. A model keeps the feature table in its checkpoint.
 """
 
 from __future__ import annotations
@@ -57,6 +57,14 @@ def covalent_radii() -> Tensor:
     from ase.data import covalent_radii as radii
 
     return torch.tensor(radii[: MAX_Z + 1], dtype=torch.float32)
+
+
+@cache
+def atomic_masses() -> Tensor:
+    """(119,) standard atomic weights in u by Z (from ASE), the longest-lived isotope's where there is none."""
+    from ase.data import atomic_masses as masses
+
+    return torch.tensor(masses[: MAX_Z + 1], dtype=torch.float32)
 
 
 @dataclass(frozen=True)

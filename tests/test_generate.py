@@ -31,7 +31,7 @@ FAST = {"steps": 4, "progress": False}
 
 @pytest.fixture(scope="module")
 def noise():
-    return recipes.noise_for(SimpleNamespace(config=SimpleNamespace(centered=False)))
+    return recipes.noise_for(SimpleNamespace(config=SimpleNamespace(centered=False, process="diffcsp")))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The lattice as an element of the Lie group GL(3): its logarithm in coordinates of rotation, shape, volume."""
+"""The lattice as an element of the Lie group GL(3): its logarithm in rotation, shape and volume."""
 
 from __future__ import annotations
 

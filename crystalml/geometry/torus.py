@@ -30,7 +30,7 @@ def shortest(delta: Tensor, lattice: Tensor) -> Tensor:
     """(n, 3) fractional displacements -> the equivalent ones of least Cartesian length.
 
     lattice: (n, 3, 3), a cell for each. The 27 images around `logmap` are searched, which is enough for
-    Niggli-reduced cells; on coordinates alone (`logmap`) every sixth vector of such cells is not the shortest.
+    Niggli-reduced cells; rounding coordinates alone (`logmap`) misses every sixth shortest vector there.
     """
     steps = torch.tensor([-1.0, 0.0, 1.0], dtype=delta.dtype, device=delta.device)
     images = torch.cartesian_prod(steps, steps, steps)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crystalml.models.encoder import METRIC_DIM, DenseEncoder, Metric
+from crystalml.models.heads import NoiseHead
 from crystalml.models.layers import EdgeAttention, GatedResidual, feed_forward
 
 
@@ -26,6 +27,9 @@ class CrysformerConfig:
 
     def build(self) -> Crysformer:
         return Crysformer(self)
+
+    def noise_head(self, centered: bool) -> NoiseHead:
+        return NoiseHead(self.dim, centered)
 
 
 class Block(nn.Module):

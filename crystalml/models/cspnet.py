@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from crystalml.models.encoder import METRIC_DIM, DenseEncoder, Metric
+from crystalml.models.heads import NoiseHead
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class CSPNetConfig:
 
     def build(self) -> CSPNet:
         return CSPNet(self)
+
+    def noise_head(self, centered: bool) -> NoiseHead:
+        return NoiseHead(self.dim, centered)
 
 
 class Message(nn.Module):

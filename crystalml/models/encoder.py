@@ -14,8 +14,18 @@ from crystalml.geometry.fourier import fourier_features
 from crystalml.geometry.lattice import gram, log_metric
 from crystalml.geometry.torus import wrap
 from crystalml.models.layers import TimeEmbedding
+from crystalml.models.pairs import Pairs
 
 Metric = Literal["gram", "log"]
+
+
+@dataclass(frozen=True)
+class EdgeFeatures:
+    """edge: (n, K, e) features of the pairs. weight: (n, K) what each counts, zero at the last one's end."""
+
+    pairs: Pairs
+    weight: Tensor
+    edge: Tensor
 
 
 @dataclass(frozen=True)
@@ -23,11 +33,15 @@ class Features:
     """node: (n, d) per-atom features. graph: (b, d) their mean over each crystal.
 
     repulsion: (n,) short-range energy in eV that the encoder leaves to the energy head, None for none.
+    edges: what heads that act along pairs of atoms read, None from an encoder without such pairs.
+    vector: (n, 3, c) per-atom vectors that turn with the crystal, None for none.
     """
 
     node: Tensor
     graph: Tensor
     repulsion: Tensor | None = None
+    edges: EdgeFeatures | None = None
+    vector: Tensor | None = None
 
 
 def metric_features(lattice: Tensor, metric: Metric) -> Tensor:

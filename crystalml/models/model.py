@@ -15,14 +15,16 @@ from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig
 from crystalml.models.encoder import Features
 from crystalml.models.error_bar import ErrorBar
-from crystalml.models.heads import AtomicEnergyHead, EnergyHead, EnergyScale, NoiseHead
+from crystalml.models.gemsnet import GemsNetConfig
+from crystalml.models.heads import AtomicEnergyHead, EnergyHead, EnergyScale
 from crystalml.models.pairs import Pairs
 from crystalml.models.periodic import PeriodicConfig, PeriodicCrysformer
 
-EncoderConfig = CrysformerConfig | CSPNetConfig | PeriodicConfig
-_ENCODERS: dict[str, type[CrysformerConfig] | type[CSPNetConfig] | type[PeriodicConfig]] = {
+EncoderConfig = CrysformerConfig | CSPNetConfig | GemsNetConfig | PeriodicConfig
+_ENCODERS: dict[str, type[EncoderConfig]] = {
     "crysformer": CrysformerConfig,
     "cspnet": CSPNetConfig,
+    "gemsnet": GemsNetConfig,
     "periodic": PeriodicConfig,
 }
 
@@ -33,7 +35,8 @@ class ModelConfig:
 
     energy: scale of the energy head, None for no such head. centered: the noise head's per-crystal mean
     is removed. A periodic encoder carries a potential: an energy of every atom and no noise heads.
-    error_bar: the potential was calibrated, see `crystalml.calibrate`.
+    error_bar: the potential was calibrated, see `crystalml.calibrate`. process: the name of the noise that
+    the model was trained with, see `recipes.noise_for`.
     """
 
     encoder: EncoderConfig
@@ -41,6 +44,7 @@ class ModelConfig:
     centered: bool = False
     energy: EnergyScale | None = None
     error_bar: bool = False
+    process: str = "diffcsp"
 
     def __post_init__(self) -> None:
         periodic = isinstance(self.encoder, PeriodicConfig)
@@ -60,6 +64,7 @@ class ModelConfig:
             "centered": self.centered,
             "energy": self.energy and self.energy.to_dict(),
             "error_bar": self.error_bar,
+            "process": self.process,
         }
 
     @staticmethod
@@ -74,6 +79,7 @@ class ModelConfig:
                 bool(data["centered"]),
                 EnergyScale(**energy) if energy else None,
                 bool(data.get("error_bar", False)),
+                str(data.get("process", "diffcsp")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArchitectureError(
@@ -105,7 +111,10 @@ class CrystalModel(nn.Module):
         self.card: dict[str, Any] = {}
         self.encoder = config.encoder.build()
         dim = self.encoder.dim
-        self.noise_head = NoiseHead(dim, config.centered) if config.noise else None
+        self.noise_head: nn.Module | None = None
+        if config.noise:
+            assert not isinstance(config.encoder, PeriodicConfig)  # ModelConfig has refused it
+            self.noise_head = config.encoder.noise_head(config.centered)
         head = AtomicEnergyHead if isinstance(config.encoder, PeriodicConfig) else EnergyHead
         self.energy_head = head(dim, config.energy) if config.energy else None
         self.error_bar = ErrorBar(dim) if config.error_bar else None

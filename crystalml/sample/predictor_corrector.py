@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
+from crystalml.elements import atomic_masses
 from crystalml.geometry.torus import wrap
 from crystalml.noise.product import CrystalNoise
 from crystalml.noise.rng import Draws
@@ -36,7 +37,8 @@ class PredictorCorrector:
     (DAO, Algorithm 1). steps: how many of the T levels to visit, evenly spread; None visits all.
     gamma: 1e-5 is DiffCSP's for MP-20 and MPTS-52. corrector=False leaves the plain ancestral sampler.
     start: a level to begin at, with the template's crystals noised to it; None begins at the prior.
-    max_length: bound in Angstrom on the entries of the predicted clean lattice.
+    max_length: bound in Angstrom on the entries of the predicted clean lattice. density: bounds in g/cm^3;
+    a crystal whose step leaves them keeps the cell it had, as in GemsDiff's code.
     """
 
     noise: CrystalNoise
@@ -46,6 +48,7 @@ class PredictorCorrector:
     corrector: bool = True
     start: int | None = None
     max_length: float | None = 60.0
+    density: tuple[float, float] | None = None
     autocast: bool | None = None
 
     def __post_init__(self) -> None:
@@ -141,4 +144,15 @@ class PredictorCorrector:
                 frac = frac - self.noise.frac.variance(atoms, target[x.index], frac) * pull.frac
             if pull.lattice is not None:
                 lattice = self.noise.lattice.tilt(lattice, pull.lattice, level, target)
+        if self.density is not None:
+            kept = within(self.density, x.replace(lattice=lattice))
+            lattice = torch.where(kept[:, None, None], lattice, x.lattice)
         return x.replace(frac=wrap(frac), lattice=lattice)
+
+
+def within(density: tuple[float, float], x: CrystalBatch) -> Tensor:
+    """(b,) whether a crystal's density lies within bounds in g/cm^3; False where it is not a number."""
+    mass = atomic_masses().to(x.lattice)[x.numbers]
+    total = mass.new_zeros(len(x)).index_add(0, x.index, mass)
+    value = total / x.volume * 1.66053907  # u per cubic Angstrom
+    return (value >= density[0]) & (value <= density[1])
