@@ -1,4 +1,4 @@
-"""Formation energies as pymatgen entries, for phase diagrams alone or among those of the Materials Project."""
+"""Formation energies as pymatgen entries, for phase diagrams alone or among Materials Project entries."""
 
 from __future__ import annotations
 

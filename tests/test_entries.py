@@ -17,7 +17,7 @@ POTCARS = {"Li": "Li_sv", "Fe": "Fe_pv", "O": "O"}
 
 
 def vasp(formula: str, energy_per_atom: float) -> ComputedStructureEntry:
-    """An entry as it comes out of a Materials Project calculation, uncorrected; its geometry plays no part."""
+    """An entry as a Materials Project calculation gives it, uncorrected; its geometry plays no part."""
     composition = Composition(formula)
     species = [symbol for symbol, n in composition.get_el_amt_dict().items() for _ in range(int(n))]
     structure = Structure(
