@@ -73,6 +73,9 @@ def train(
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from these weights (fine-tuning).")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out, if there is one.")] = True,
+    compile: Annotated[
+        bool | None, typer.Option(help="torch.compile: minutes at first, then faster [default: on a GPU].")
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
@@ -100,6 +103,7 @@ def train(
             max_atoms=max_atoms,
             init=init,
             device=place,
+            compile=compile,
         )
         assert sets[0] is not None
         with ProgressBar(os.environ.get("RANK", "0") == "0", f"training {recipe}") as bar:

@@ -125,7 +125,7 @@ class CompiledPotential:
         self._slopes: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     def slopes(self, numbers: Tensor, j: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """numbers (n,), neighbours j (n, K), vectors (n, K, 3) -> y_i (n,), d(sum y) / d vectors (n, K, 3)."""
+        """numbers (n,), neighbours j (n, K), vectors (n, K, 3) -> y_i (n,), d(sum y) / dr_ij (n, K, 3)."""
         weights, buffers = list(self.core.parameters()), dict(self.core.named_buffers())
         inputs = (weights, buffers, numbers, j, vector)
         if self._slopes is None:
