@@ -28,6 +28,9 @@ class Cutoffs:
     composition: float = 10.0  # the same; 4 for Perov-5 and Carbon-24
 
 
+DEFAULT_CUTOFFS = Cutoffs()
+
+
 @dataclass(frozen=True)
 class Coverage:
     """recall: share of the reference near a sample; precision: share of the samples near the reference.
@@ -63,7 +66,7 @@ def coverage(
     A sample without structure fingerprint (None) covers nothing and counts in the denominator, as there;
     reference crystals without one are left out.
     """
-    near = cutoffs or Cutoffs()
+    near = cutoffs or DEFAULT_CUTOFFS
     mine = [i for i, row in enumerate(structures) if row is not None]
     theirs = [i for i, row in enumerate(reference_structures) if row is not None]
     if not (mine and theirs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,7 +157,9 @@ def build_diagram(phases: Mapping[str, float]) -> PhaseDiagram:
     return PhaseDiagram([_entry(formula, energy) for formula, energy in phases.items()])
 
 
-def sun(stable: Sequence[bool], group: Sequence[int], known: Sequence[str | None]) -> NDArray[np.bool_]:
+def sun(
+    stable: Sequence[bool] | NDArray[np.bool_], group: Sequence[int], known: Sequence[str | None]
+) -> NDArray[np.bool_]:
     """(n,) stable, unique and novel: of each group of equal samples, the first stable one that is not known.
 
     group: the answer of `duplicates.equal_groups`; known: that of `KnownCrystals.find`. As in MatterGen, the
@@ -178,8 +181,10 @@ class _Task:
 
 
 def _hull(task: _Task) -> list[float]:
-    diagram = build_diagram(task.phases)
-    return [float(diagram.get_hull_energy_per_atom(c)) for c in task.compositions]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pymatgen misses the electronegativity of helium every time
+        diagram = build_diagram(task.phases)
+        return [float(diagram.get_hull_energy_per_atom(c)) for c in task.compositions]
 
 
 def _entry(formula: str, energy: float) -> PDEntry:

@@ -1,0 +1,1 @@
+"""Judging a generator: samples and a reference go in; metrics, a table and a report come out."""
