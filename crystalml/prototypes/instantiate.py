@@ -44,9 +44,14 @@ def build(geometry: Geometry, elements: Sequence[int], volume: float) -> Structu
     return Structure(lattice, [numbers[i] for i in order], frac[order])
 
 
+def primitive_vectors(hall: int) -> Array:
+    """(3, 3) rows: primitive vectors in conventional ones."""
+    return np.array(_PRIMITIVE[space_group(hall)[1][0]], float)
+
+
 def primitive_cell(hall: int, basis: Array) -> Array:
     """(3, 3) Niggli-reduced rows of the primitive lattice."""
-    primitive = np.array(_PRIMITIVE[space_group(hall)[1][0]]) @ basis
+    primitive = primitive_vectors(hall) @ basis
     reduced = spglib.niggli_reduce(primitive)
     return primitive if reduced is None else np.asarray(reduced)
 
