@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 from crystalml.errors import ArchitectureError, InputError
 from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig
+from crystalml.models.fourierframenet import FourierFrameNetConfig
 from crystalml.models.gemsnet import GemsNetConfig
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel, ModelConfig
@@ -18,6 +19,13 @@ from crystalml.noise.product import CrystalNoise
 from crystalml.noise.wrapped import WrappedNormal
 from crystalml.objectives.denoising import Denoising
 from crystalml.objectives.energy import IntermediateEnergy
+from crystalml.objectives.geossl import (
+    Contrastive,
+    DistanceDenoising,
+    GeoSSL,
+    PositionFlowMatching,
+    RepresentationReconstruction,
+)
 from crystalml.objectives.potential import Potential
 from crystalml.objectives.reconstruction import Reconstruction
 from crystalml.sample.predictor_corrector import PredictorCorrector
@@ -50,6 +58,13 @@ _PERIODIC: dict[Size, PeriodicConfig] = {
     "paper": PeriodicConfig(256, 4, 8, 64, 128, 64, 16, 6.0),  # no paper's: the largest, for a GPU
 }
 
+_FRAMENET: dict[Size, FourierFrameNetConfig] = {
+    "tiny": FourierFrameNetConfig(16, 1, 1, 2, 4, 8, 8, 8, 4, 8, 4.0, chiral=False),
+    "small": FourierFrameNetConfig(64, 2, 1, 4, 16, 32, 32, 24, 16, 32, 4.5, chiral=False),
+    "base": FourierFrameNetConfig(128, 4, 2, 8, 32, 64, 64, 50, 32, 64, 5.0, chiral=False),
+    "paper": FourierFrameNetConfig(),  # S as printed, the rest is not given
+}
+
 _GEMS_PAPER = partial(CrystalNoise.gemsdiff, last=2e-3, posterior="code")  # Table 1; the code's steps
 _NOISES: dict[str, Callable[[], CrystalNoise]] = {
     "diffcsp": CrystalNoise.diffcsp,
@@ -68,7 +83,7 @@ class Recipe:
     name: str
     model: ModelConfig
     noise: CrystalNoise | None
-    objective: Denoising | IntermediateEnergy | Potential | Reconstruction
+    objective: Denoising | IntermediateEnergy | Potential | Reconstruction | GeoSSL
 
 
 def _sized(table: dict[Size, C], size: str) -> C:
@@ -151,6 +166,23 @@ def dao_p(size: Size = "small") -> Recipe:
     scale = EnergyScale()  # the elements' shifts are fitted to the data before the first step
     model = ModelConfig(_sized(_PERIODIC, size), noise=False, energy=scale)
     return Recipe("dao-p", model, None, Potential(scale, dimers=16))
+
+
+GEOSSL: dict[str, GeoSSL] = {
+    "pfm": PositionFlowMatching(),
+    "ddm": DistanceDenoising(),
+    "rr": RepresentationReconstruction(),
+    "ebm-nce": Contrastive("ebm-nce"),
+    "infonce": Contrastive("infonce"),
+}
+"""NeuralCrystal's pretraining and its four baselines, by the names of the paper."""
+
+
+def fourierframenet(size: Size = "small", task: str = "pfm") -> Recipe:
+    """FourierFrameNet pretrained without labels by one of the tasks of `GEOSSL`."""
+    objective = GEOSSL[task]
+    model = ModelConfig(_sized(_FRAMENET, size), noise=False, pretext=objective.pretext)
+    return Recipe(f"fourierframenet-{task}", model, None, objective)
 
 
 def noise_for(model: CrystalModel) -> CrystalNoise:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from crystalml.datasets.packed import PackedDataset, SizeBatches
 from crystalml.errors import InputError, TrainingError
 from crystalml.models.derivatives import CompiledPotential
 from crystalml.models.error_bar import with_error_bar
+from crystalml.models.fourierframenet import FourierFrameNet
 from crystalml.models.layers import fast_autocast
 from crystalml.models.model import CrystalModel
 from crystalml.models.periodic import PeriodicCrysformer
@@ -33,6 +35,7 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "dao-p": recipes.dao_p,
     "diffcsp": recipes.diffcsp,
     "gemsdiff": recipes.gemsdiff,
+    **{f"fourierframenet-{task}": partial(recipes.fourierframenet, task=task) for task in recipes.GEOSSL},
 }
 
 
@@ -138,7 +141,7 @@ def _compile(recipe: Recipe, model: CrystalModel, config: TrainConfig) -> Recipe
 def _batches(model: CrystalModel, data: PackedDataset, budget: int, crystals: int, seed: int) -> SizeBatches:
     """By padded pairs of all atoms; for a model with a cutoff by the neighbours expected from the density."""
     neighbors, forces = None, None
-    if isinstance(model.encoder, PeriodicCrysformer):
+    if isinstance(model.encoder, PeriodicCrysformer | FourierFrameNet):
         density = data.num_atoms / torch.linalg.det(data.lattice).abs()
         neighbors = 4.19 * model.encoder.config.cutoff**3 * density
         if "stress" in data.labels:  # frames with forces apart: the others cost a third

@@ -15,15 +15,18 @@ from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig
 from crystalml.models.encoder import Features
 from crystalml.models.error_bar import ErrorBar
+from crystalml.models.fourierframenet import FourierFrameNetConfig
 from crystalml.models.gemsnet import GemsNetConfig
 from crystalml.models.heads import AtomicEnergyHead, EnergyHead, EnergyScale
 from crystalml.models.pairs import Pairs
 from crystalml.models.periodic import PeriodicConfig, PeriodicCrysformer
+from crystalml.models.pretext import Pretext, pretext_head
 
-EncoderConfig = CrysformerConfig | CSPNetConfig | GemsNetConfig | PeriodicConfig
+EncoderConfig = CrysformerConfig | CSPNetConfig | FourierFrameNetConfig | GemsNetConfig | PeriodicConfig
 _ENCODERS: dict[str, type[EncoderConfig]] = {
     "crysformer": CrysformerConfig,
     "cspnet": CSPNetConfig,
+    "fourierframenet": FourierFrameNetConfig,
     "gemsnet": GemsNetConfig,
     "periodic": PeriodicConfig,
 }
@@ -36,7 +39,7 @@ class ModelConfig:
     energy: scale of the energy head, None for no such head. centered: the noise head's per-crystal mean
     is removed. A periodic encoder carries a potential: an energy of every atom and no noise heads.
     error_bar: the potential was calibrated, see `crystalml.calibrate`. process: the name of the noise that
-    the model was trained with, see `recipes.noise_for`.
+    the model was trained with, see `recipes.noise_for`. pretext: the head of a pretraining task.
     """
 
     encoder: EncoderConfig
@@ -45,6 +48,7 @@ class ModelConfig:
     energy: EnergyScale | None = None
     error_bar: bool = False
     process: str = "diffcsp"
+    pretext: Pretext | None = None
 
     def __post_init__(self) -> None:
         periodic = isinstance(self.encoder, PeriodicConfig)
@@ -52,6 +56,8 @@ class ModelConfig:
             raise ValueError("the periodic encoder knows no time: it takes no noise heads, noise=False")
         if self.error_bar and not (periodic and self.energy):
             raise ValueError("only a potential carries an error bar: error_bar=False")
+        if isinstance(self.encoder, FourierFrameNetConfig) and self.noise:
+            raise ValueError("FourierFrameNet generates nothing: it takes no noise heads, noise=False")
 
     def build(self) -> CrystalModel:
         return CrystalModel(self)
@@ -65,6 +71,7 @@ class ModelConfig:
             "energy": self.energy and self.energy.to_dict(),
             "error_bar": self.error_bar,
             "process": self.process,
+            "pretext": self.pretext,
         }
 
     @staticmethod
@@ -80,6 +87,7 @@ class ModelConfig:
                 EnergyScale(**energy) if energy else None,
                 bool(data.get("error_bar", False)),
                 str(data.get("process", "diffcsp")),
+                data.get("pretext"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArchitectureError(
@@ -113,11 +121,14 @@ class CrystalModel(nn.Module):
         dim = self.encoder.dim
         self.noise_head: nn.Module | None = None
         if config.noise:
-            assert not isinstance(config.encoder, PeriodicConfig)  # ModelConfig has refused it
+            # ModelConfig has refused these
+            assert not isinstance(config.encoder, PeriodicConfig | FourierFrameNetConfig)
             self.noise_head = config.encoder.noise_head(config.centered)
         head = AtomicEnergyHead if isinstance(config.encoder, PeriodicConfig) else EnergyHead
         self.energy_head = head(dim, config.energy) if config.energy else None
         self.error_bar = ErrorBar(dim) if config.error_bar else None
+        vectors = getattr(config.encoder, "vectors", None)
+        self.pretext_head = pretext_head(config.pretext, dim, vectors) if config.pretext else None
 
     @property
     def has_noise(self) -> bool:
