@@ -95,8 +95,8 @@ def place(group: Group, numbers: Sequence[int], seed: int) -> tuple[list[Site], 
     number, name = space_group(group.hall)
     raise InputError(
         f"found no way to place {amounts} (atomic number: atoms) on the sites of {name} ({number}), whose "
-        f"primitive cell takes {sorted({site.multiplicity for site in group.sites})} atoms at a time; try other "
-        "formula units, or another group"
+        f"primitive cell takes {sorted({site.multiplicity for site in group.sites})} atoms at a time; try "
+        "other formula units, or another group"
     )
 
 
@@ -104,7 +104,8 @@ def orbits(group: Group, sites: Sequence[Site], elements: Sequence[int]) -> tupl
     """The symmetry of the primitive cell with those sites occupied, and the atomic number of every atom."""
     rotations, shifts = _primitive_operations(group.hall)
     back = np.linalg.inv(primitive_vectors(group.hall))
-    origin, first, turns, numbers = [], [], [], []
+    origin, first, turns = [], [], []
+    numbers: list[int] = []
     for site, z in zip(sites, elements, strict=True):
         start = np.array(site.point) @ back
         images = np.einsum("gij,j->gi", rotations, start) + shifts

@@ -16,8 +16,8 @@ from crystalml.noise.rng import Draws
 class Known:
     """A sampler's `hold`: at every level, known parts become what the forward process makes of them there.
 
-    x_t[known] ~ q(x_t | x_0), with one draw of noise for all levels, so that the network always sees a crystal
-    that is noisy throughout; at level 0 they are x_0 itself (Lugmayr et al., RePaint, Eq. 8).
+    x_t[known] ~ q(x_t | x_0), with one draw of noise for all levels, so that the network always sees a
+    crystal that is noisy throughout; at level 0 they are x_0 itself (Lugmayr et al., RePaint, Eq. 8).
 
     crystal: the known lattice and coordinates, anything elsewhere. lattice: (b,) which cells are known.
     sites: (n,) which atoms are.

@@ -1,9 +1,9 @@
 """Sampling within a space group: every move is the projection of a free one onto symmetric moves.
 
-Crystals of one group with given orbits are F = F_0 + A u (mod 1), linear in the free coordinates u of one atom an
-orbit, and L in the linear space of lattices that the group's rotations, at fixed Cartesian axes, map onto
-themselves. Score, lattice noise and random numbers are projected onto these spaces; a path that starts in them
-never leaves them.
+Crystals of one group with given orbits are F = F_0 + A u (mod 1), linear in the free coordinates u of one atom
+an orbit, and L in the linear space of lattices that the group's rotations, at fixed Cartesian axes, map onto
+themselves. Score, lattice noise and random numbers are projected onto these spaces; a path that starts in
+them never leaves them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from crystalml.sample.base import Denoiser
 class Orbits:
     """One crystal's symmetry. n atoms, the atoms of an orbit in any order.
 
-    origin: (n, 3) F_0, one configuration of the kind. first: (n,) the atom whose coordinates are an atom's free
-    ones. turn: (n, 3, 3), displacements of `first` (rows) to the atom's: d_i = d_first @ turn_i, which is
-    zero along directions that its site's symmetry forbids. lattice: (9, 9) projector on allowed lattices,
+    origin: (n, 3) F_0, one configuration of the kind. first: (n,) the atom whose coordinates are an atom's
+    free ones. turn: (n, 3, 3), displacements of `first` (rows) to the atom's: d_i = d_first @ turn_i, which
+    is zero along directions that its site's symmetry forbids. lattice: (9, 9) projector on allowed lattices,
     flattened.
     """
 
@@ -99,7 +99,7 @@ class Symmetric:
 
 @dataclass(frozen=True)
 class SymmetricDraws:
-    """Random numbers that keep the symmetry: an orbit moves as its first atom does, lattices are projected."""
+    """Random numbers that keep the symmetry: an orbit moves as its first atom, lattices are projected."""
 
     symmetric: Symmetric
     draws: Draws
