@@ -61,7 +61,7 @@ def covalent_radii() -> Tensor:
 
 @cache
 def atomic_masses() -> Tensor:
-    """(119,) standard atomic weights in u by Z (from ASE), the longest-lived isotope's where there is none."""
+    """(119,) standard atomic weights in u by Z (from ASE); the longest-lived isotope's where none is."""
     from ase.data import atomic_masses as masses
 
     return torch.tensor(masses[: MAX_Z + 1], dtype=torch.float32)

@@ -67,7 +67,7 @@ class GemsNet(nn.Module):
         self.edge_radial = nn.Linear(config.basis, config.edge_dim)
         self.edge_ends = nn.Linear(config.dim, 2 * config.edge_dim, bias=False)
         self.blocks = nn.ModuleList(TripletBlock(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.dim)
+        self.norm, self.norm_edge = nn.LayerNorm(config.dim), nn.LayerNorm(config.edge_dim)
         nn.init.normal_(self.embed.weight, std=1 / 3)  # nine of the features are one, the others zero
         nn.init.normal_(self.embed_own.weight, std=0.3)
 
@@ -93,7 +93,7 @@ class GemsNet(nn.Module):
         e, shapes = silu(e), harmonics(pairs.vector / pairs.distance[..., None])
         for block in self.blocks:
             h, e = block(h, e, weight, shapes, pairs)
-        return self.norm(h), e
+        return self.norm(h), self.norm_edge(e)
 
     def gaussians(self, r: Tensor) -> Tensor:
         """exp(-(r - c)^2 / 2 d^2) at centres c a distance d apart: (...,) -> (..., basis)."""
@@ -104,9 +104,9 @@ class GemsNet(nn.Module):
 class TripletBlock(nn.Module):
     """Edges learn from the edges at both their ends by the angles between them, then atoms from edges.
 
-    t_ij^l = sum_k w_ik P_l(cos theta_jik) V e_ik, and likewise at the far end, e_ij += MLP[e_ij | t_ij | h_i |
-    h_j], h_i += MLP[h_i | sum_j w_ij e_ij | ...]. P_l(cos theta_jik) = sum_m Y_lm(u_ij) Y_lm(u_ik), so the sum
-    over k is taken once an atom: exact, and no tensor over triplets is ever made.
+    t_ij^l = sum_k w_ik P_l(cos theta_jik) V e_ik, and likewise at the far end; e_ij += MLP[e_ij | t_ij |
+    h_i | h_j], h_i += MLP[h_i | sum_j w_ij e_ij | ...]. P_l(cos theta_jik) = sum_m Y_lm(u_ij) Y_lm(u_ik), so
+    the sum over k is taken once an atom: exact, and no tensor over triplets is ever made.
     """
 
     def __init__(self, config: GemsNetConfig) -> None:
@@ -119,9 +119,7 @@ class TripletBlock(nn.Module):
         self.triplet_in = nn.Linear(4 * c + 3 * _SHARE, e, bias=False)
         self.edge_out = nn.Linear(e, e)
         self.node = MLP(d + e + 4 * c, 2 * d, d)
-        self.scale = (
-            4.0 / config.neighbors
-        )  # the weights of all edges of an atom sum up to a quarter of these
+        self.scale = 4.0 / config.neighbors  # the weights of an atom's edges sum up to about a quarter of it
 
     def forward(
         self, h: Tensor, e: Tensor, weight: Tensor, shapes: Tensor, pairs: Pairs

@@ -1,4 +1,4 @@
-"""The loss of networks that predict the clean crystal: its cell, and the way back of every atom (GemsDiff)."""
+"""The loss of networks that predict the clean crystal: its cell and the way back of each atom (GemsDiff)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Reconstruction:
     compare with the clean cell, which Algorithm 2 asks for; Eq. 15 names the posterior's mean.
     metric="cart": mean absolute error of the displacements in Angstrom on the clean cell, the shortest of 27
     images taken there. "frac": squared error of fractional ones, each coordinate's shortest (Eq. 20).
+    focus: see `random_times`; None is the published uniform draw of levels.
     """
 
     noise: CrystalNoise
@@ -36,13 +37,14 @@ class Reconstruction:
     metric: Literal["cart", "frac"] = "cart"
     lattice_weight: float = 1.0
     frac_weight: float = 1.0
+    focus: tuple[float, float] | None = None
     scale: LogLattice = field(default_factory=LogLattice)
 
     def __call__(
         self, model: nn.Module, x: CrystalBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """{"loss", "lattice", "frac"}: scalars."""
-        t = random_times(x, self.noise.num_steps, generator)
+        t = random_times(x, self.noise.num_steps, generator, self.focus)
         noisy, target = self.noise.perturb(x, t, generator)
         out = model(noisy, t).noise
         assert target.lattice is not None and target.frac is not None
