@@ -1,9 +1,9 @@
 """Sampling within a space group: every move is the projection of a free one onto symmetric moves.
 
-Crystals of one group with given orbits are F = F_0 + A u (mod 1), linear in the free coordinates u of one atom
-an orbit, and L in the linear space of lattices that the group's rotations, at fixed Cartesian axes, map onto
-themselves. Score, lattice noise and random numbers are projected onto these spaces; a path that starts in
-them never leaves them.
+Crystals of one group with given orbits are F = F_0 + A u (mod 1), linear in the free coordinates u of one
+atom an orbit, and L in the linear space of lattices that the group's rotations, at fixed Cartesian axes, map
+onto themselves. Score, lattice noise and random numbers are projected onto these spaces; a path that starts
+in them never leaves them.
 """
 
 from __future__ import annotations
