@@ -132,53 +132,86 @@ def _formula_units(text: str) -> Any:
 
 
 @app.command(
-    epilog=examples("crystalml relax *.cif", "crystalml relax POSCAR -o relaxed.extxyz --fmax 0.01 --no-cell")
+    epilog=examples(
+        "crystalml relax *.cif",
+        "crystalml relax candidates/ -o out/ --fmax 0.02    (started again, it goes on)",
+        "crystalml relax perovskites/ -o out/ --fix-symmetry --symmetrize",
+        "crystalml relax slabs.extxyz -o relaxed.extxyz --no-cell --optimizer fire",
+    )
 )
 def relax(
     files: Annotated[list[str], typer.Argument(help="Structure files, folders or globs.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File: .extxyz, .cif, .cif.zip or .jsonl.")] = Path(
-        "relaxed.cif.zip"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder; or one file: .extxyz, .cif, .cif.zip or .jsonl.")
+    ] = Path("relaxed"),
     fmax: Annotated[float, typer.Option(help="Stop when no force exceeds this (eV/A).")] = 0.05,
-    steps: Annotated[int, typer.Option(min=0, help="Give up after this many steps.")] = 500,
-    cell: Annotated[bool, typer.Option(help="Relax the cell, too.")] = True,
-    optimizer: Annotated[str, typer.Option(help="FIRE or BFGS.")] = "FIRE",
+    max_steps: Annotated[int, typer.Option(min=0, help="Give up after this many steps.")] = 500,
+    cell: Annotated[bool, typer.Option(help="Relax the cell, too (never of slabs and molecules).")] = True,
+    fix_symmetry: Annotated[bool, typer.Option("--fix-symmetry", help="Keep the space group.")] = False,
+    optimizer: Annotated[str, typer.Option(help="lbfgs or fire.")] = "lbfgs",
+    symprec: Annotated[
+        float | None, typer.Option(help="Tolerance of space groups (A) [default: 0.1; 0.01 if kept].")
+    ] = None,
+    format: Annotated[str, typer.Option(help="Of the files in the folder: cif or extxyz.")] = "cif",
+    symmetrize: Annotated[
+        bool, typer.Option("--symmetrize", help="CIFs in their space group instead of P1 as they stand.")
+    ] = False,
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
+    dtype: Annotated[str, typer.Option(help="float32, or float64 for fmax below 0.001.")] = "float32",
     device: Device = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No bar, no line for each crystal.")] = False,
 ) -> None:
-    """Relax crystals from files; bad files are reported and the others go on (exit code 1 if any failed)."""
-    from crystalml.write import check_format, write_structures
+    """Relax crystals from files, all in one batch; bad ones are reported and the others go on.
 
-    check_format(out)
+    A folder gets each crystal as soon as it is done, results.jsonl and results.csv; the same command started
+    again skips what is done. Exit code 1 if any failed.
+    """
+    from crystalml.relaxation.settings import RelaxSettings
+    from crystalml.write import FORMATS, check_format, write_structures
+
+    if out.suffix and not out.is_dir():
+        check_format(out)
+    settings = RelaxSettings(fmax, max_steps, cell, fix_symmetry, optimizer, symprec)
+    if dtype not in ("float32", "float64"):
+        raise InputError(f"--dtype must be float32 or float64, not {dtype!r}.")
     from crystalml.calculators.ase import DaoCalculator
-    from crystalml.relax import relax_files
+    from crystalml.relax_files import labelled, relax_files, relax_folder
 
-    def show(name: str, result: Relaxation | None, reason: str) -> None:
-        if result is None:
-            typer.secho(f"{name}: {reason}", fg=typer.colors.RED, err=True)
-            return
-        end = "" if result["converged"] else "  NOT CONVERGED"
-        typer.echo(
-            f"{name}: {result['energy']:.4f} eV, fmax {result['fmax']:.3f} eV/A, {result['n_steps']} steps, "
-            f"{result['spacegroup_before']} -> {result['spacegroup_after']}{end}"
-        )
+    def show(name: str, result: Relaxation[Any]) -> None:
+        if not quiet and not result["error"]:
+            typer.echo(_line(name, result))
 
-    calculator = DaoCalculator(model, device=device)
-    report = relax_files(files, calculator, fmax, steps, cell, optimizer, on_done=show)
-    final = []
-    for name, result in report.results:
-        structure = result["final_structure"]
-        energy, converged = result["energy"], result["converged"]
-        structure.properties.update(file=name, energy=energy, converged=converged, model=model)
-        final.append(structure)
-    if final:
-        write_structures(final, out)
+    calculator = DaoCalculator(model, device=device, dtype=dtype)
+    if out.name.lower().endswith(FORMATS) and not out.is_dir():
+        report = relax_files(files, calculator, settings, on_done=show, progress=not quiet)
+        final = [labelled(name, result, calculator) for name, result in report.results]
+        failures, notes = report.failures, []
+        if final:
+            notes = write_structures(final, out, settings.tolerance if symmetrize else None)
         typer.echo(f"{len(final)} relaxed structures written to {out}")
-    if report.failures:
-        typer.secho(f"{len(report.failures)} could not be read or relaxed:", fg=typer.colors.RED, err=True)
-        for name, reason in report.failures:
+    else:
+        whole = relax_folder(
+            files, out, calculator, settings, format=format, symmetrize=symmetrize, on_done=show,
+            progress=not quiet,
+        )  # fmt: skip
+        failures, notes = whole.failures, whole.notes
+        good = len(whole.rows) - len(failures)
+        typer.echo(f"{good} relaxed structures in {out}, {whole.skipped} of them from before")
+    for note in notes:
+        typer.secho(note, fg=typer.colors.YELLOW, err=True)
+    if failures:
+        typer.secho(f"{len(failures)} could not be read or relaxed:", fg=typer.colors.RED, err=True)
+        for name, reason in failures:
             typer.echo(f"  {name}: {reason}", err=True)
         raise typer.Exit(1)
+
+
+def _line(name: str, result: Relaxation[Any]) -> str:
+    groups = f", {result['spacegroup_before']} -> {result['spacegroup_after']}"
+    return (
+        f"{name}: {result['energy']:.4f} eV, fmax {result['fmax']:.3f} eV/A, {result['n_steps']} steps"
+        f"{groups if result['spacegroup_after'] else ''}{'' if result['converged'] else '  NOT CONVERGED'}"
+    )
 
 
 @app.command(epilog=examples("crystalml models", "crystalml models dao-p"))

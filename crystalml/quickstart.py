@@ -61,7 +61,7 @@ class QuickstartResult:
     """What was computed, the files written, and the seconds it took."""
 
     folder: Path
-    relaxation: Relaxation
+    relaxation: Relaxation[Structure]
     rows: list[Row]
     seconds: float
     files: list[Path] = field(default_factory=list)
@@ -85,10 +85,10 @@ def quickstart(
     calculator = DaoCalculator(energy_model, device=device)
     makers = StructureGenerator(generator, None, device=device)
 
-    console.print(f"[bold]1.[/] Relaxing a rattled {FORMULA} with DaoCalculator and BFGS")
+    console.print(f"[bold]1.[/] Relaxing a rattled {FORMULA} with L-BFGS")
     reference = kagome_reference()
     rattled = rattle(reference, seed)
-    run = relax(rattled, calculator, fmax=0.05, steps=relax_steps, optimizer="BFGS")[0]
+    run = relax(rattled, calculator, fmax=0.05, max_steps=relax_steps, trajectory=True)[0]
     first, last = (run["trajectory"]["energies"][i] / len(reference) for i in (0, -1))
     largest = run["trajectory"]["fmax"][0]
     console.print(
@@ -176,7 +176,7 @@ def _write(result: QuickstartResult, samples: list[Structure], reference: Struct
     result.files = [out / name for name in files]
 
 
-def picture(run: Relaxation, reference: Structure, best: Row | None, path: Path) -> None:
+def picture(run: Relaxation[Structure], reference: Structure, best: Row | None, path: Path) -> None:
     """Energy and force along the relaxation; the best sample and the experiment seen along c."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, no global state of pyplot
     from matplotlib.figure import Figure

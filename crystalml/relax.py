@@ -1,101 +1,196 @@
-"""Relaxation of crystals one at a time with any ASE calculator."""
+"""Relaxation of crystals: all in one batch with a crystalml potential, one by one with any ASE calculator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypedDict
+import dataclasses
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 
 import numpy as np
+import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
+from ase.constraints import FixAtoms, FixCartesian, FixSymmetry
 from ase.filters import FrechetCellFilter
-from ase.optimize import BFGS, FIRE
-from pymatgen.core import Structure
+from ase.optimize import FIRE, LBFGS
+from numpy.typing import NDArray
+from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+from torch import Tensor
 
-from crystalml.convert import read_structures
-from crystalml.errors import CrystalMLError, InputError
+from crystalml.calculators.ase import DaoCalculator
+from crystalml.convert import to_batch
+from crystalml.crystal import CrystalBatch
+from crystalml.elements import atomic_number
+from crystalml.errors import CrystalMLError, InputError, NonFiniteError, UnsupportedError
+from crystalml.models.model import CrystalModel
+from crystalml.predict import Predictor, pair_budget
+from crystalml.progress import ProgressBar
+from crystalml.relaxation.batch import BatchRelaxer, Relaxed
+from crystalml.relaxation.settings import RelaxSettings
 
-OPTIMIZERS = {"FIRE": FIRE, "BFGS": BFGS}
-SYMPREC = 0.1  # Angstrom
+Array = NDArray[np.float64]
+Kind = TypeVar("Kind", bound=Structure | Atoms)
+Model = str | os.PathLike[str] | CrystalModel | Predictor | Calculator | None
+"""What gives the forces: the default potential (None), a shipped name, path or "hf://" address, a model, or
+any ASE calculator."""
+
+_POOL = 8  # how many groups of the predictor's are live on a CPU, so that alike crystals find each other
+_ASE_OPTIMIZERS = {"lbfgs": LBFGS, "fire": FIRE}
 
 
-class Relaxation(TypedDict):
-    """Outcome of one relaxation; `final_structure` and `trajectory` as in matgl and CHGNet."""
+class Trajectory(TypedDict):
+    """One entry a step, the start first: eV a cell, eV/A, (n, 3) positions and (3, 3) cells in Angstrom."""
 
-    final_structure: Structure
-    trajectory: dict[str, list[float]]  # "energies" in eV a cell and "fmax" in eV/A, one value a step
+    energies: list[float]
+    fmax: list[float]
+    positions: list[Array]
+    cells: list[Array]
+
+
+class Relaxation(TypedDict, Generic[Kind]):
+    """Outcome of one relaxation; `final_structure` and `trajectory` are called as in matgl and CHGNet.
+
+    The final structure is of the kind that was given, with all that it carried. Space groups are such as
+    "P6/mmm (191)", by spglib, and "" for what is not periodic in three directions.
+    """
+
+    final_structure: Kind
     energy: float  # eV a cell
     converged: bool
     n_steps: int
     fmax: float  # eV/A, cell included
     spacegroup_before: str
     spacegroup_after: str
+    error: str  # why it failed; "" if it did not
+    energy_uncertainty: NotRequired[float]  # eV a cell, from calibrated potentials
+    trajectory: NotRequired[Trajectory]  # if asked for
 
 
-@dataclass
-class RelaxReport:
-    """Relaxed crystals by name, and what could not be read or relaxed, with the reason."""
-
-    results: list[tuple[str, Relaxation]] = field(default_factory=list)
-    failures: list[tuple[str, str]] = field(default_factory=list)
+Outcome = Relaxation[Kind] | Exception
 
 
 def relax(
-    structures: Structure | Atoms | Iterable[Structure | Atoms],
-    calculator: Calculator,
+    structures: Kind | Iterable[Kind],
+    model: Model = None,
+    *,
     fmax: float = 0.05,
-    steps: int = 500,
     cell: bool = True,
-    optimizer: str = "FIRE",
-    niggli: bool = True,
-) -> list[Relaxation]:
-    """Relax each crystal until no force exceeds fmax (eV/A); with cell=True its cell as well.
+    fix_symmetry: bool = False,
+    max_steps: int = 500,
+    optimizer: str = "lbfgs",
+    symprec: float | None = None,
+    trajectory: bool = False,
+    progress: bool = True,
+) -> list[Relaxation[Kind]]:
+    """Relax one structure or many until no force exceeds fmax (eV/A); results in the order of the input.
 
-    Forces and cell gradient are minimised together on the log of the deformation (ASE FrechetCellFilter).
-    niggli=True swaps a cell that has clearly shorter vectors for its Niggli-reduced form, where DAO models
-    are at home; a cell as short as that keeps its own axes (see `reduced`).
-    A run that stops at `steps` comes back with converged=False. Raises what the calculator raises.
+    With a potential of crystalml (None: the default one; a name, path, model, Predictor or DaoCalculator) all
+    run in one batch as large as memory allows, and a crystal that is done makes room for the next. With any
+    other calculator they run one by one through ASE (FrechetCellFilter, FixSymmetry).
+
+    cell=True relaxes the cell, too, where it is periodic in three directions; slabs, wires and molecules
+    keep theirs. fix_symmetry moves the start onto its space group and keeps it. optimizer: "lbfgs" or "fire".
+    A run that stops at max_steps has converged=False. See RelaxSettings for all of these. FixAtoms and
+    FixCartesian of Atoms, and selective dynamics of a Structure, are kept.
+
+    A structure that fails does not stop the others: its result has the reason as `error`, energy NaN and the
+    start as `final_structure`, and a warning counts such. A single one raises instead: InputError,
+    UnsupportedError, or what the calculator raises. Bad settings raise InputError.
     """
-    one = isinstance(structures, Structure | Atoms)
-    items: Iterable[Structure | Atoms] = [structures] if one else structures  # type: ignore[assignment, list-item]
-    return [_relax_one(item, calculator, fmax, steps, cell, optimizer, niggli) for item in items]
+    settings = RelaxSettings(fmax, max_steps, cell, fix_symmetry, optimizer, symprec, trajectory)
+    single = isinstance(structures, Structure | Atoms)
+    items: list[Kind] = [structures] if single else list(structures)  # type: ignore[list-item, arg-type]
+    results: dict[int, Relaxation[Kind]] = {}
+    with ProgressBar(progress and not single, "relaxing") as bar:
+        bar.add(len(items))
+        for place, outcome in relax_each(items, model, settings):
+            if isinstance(outcome, Exception):
+                if single:
+                    raise outcome
+                outcome = failed(items[place], outcome)
+            results[place] = outcome
+            bar.advance(1)
+    wrong = [(place, results[place]["error"]) for place in range(len(items)) if results[place]["error"]]
+    if wrong:
+        place, why = wrong[0]
+        warnings.warn(
+            f"{len(wrong)} of {len(items)} structures could not be relaxed; number {place}: {why}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return [results[place] for place in range(len(items))]
 
 
-def relax_files(
-    paths: str | Path | Iterable[str | Path],
-    calculator: Calculator,
-    fmax: float = 0.05,
-    steps: int = 500,
-    cell: bool = True,
-    optimizer: str = "FIRE",
-    niggli: bool = True,
-    on_done: Callable[[str, Relaxation | None, str], None] | None = None,
-) -> RelaxReport:
-    """Relax every crystal in files, folders or globs; a bad one is reported and the others go on.
+def relax_each(
+    structures: Iterable[Kind], model: Model, settings: RelaxSettings
+) -> Iterator[tuple[int, Outcome[Kind]]]:
+    """Yield (place in the input, outcome) of each structure as soon as it is done; see `relax`.
 
-    on_done(name, result or None, reason) is called after each. Arguments as in `relax`.
+    Structures are taken from the iterable when there is room for them.
     """
-    read = read_structures(paths, on_error="skip")
-    report = RelaxReport(failures=[(str(path), str(error)) for path, error in read.failures])
-    for name, structure in read.structures:
-        result, reason = None, ""
-        try:
-            result = relax(structure, calculator, fmax, steps, cell, optimizer, niggli)[0]
-            report.results.append((str(name), result))
-        except CrystalMLError as error:
-            reason = str(error)
-            report.failures.append((str(name), reason))
-        if on_done:
-            on_done(str(name), result, reason)
-    return report
+    engine = as_engine(model)
+    if isinstance(engine, Predictor):
+        yield from _in_batch(structures, engine, settings)
+    else:
+        yield from one_by_one(structures, engine, settings)
 
 
-def spacegroup(structure: Structure, symprec: float = SYMPREC) -> str:
-    """Hermann-Mauguin symbol and number by spglib, such as "P6/mmm (191)"; "P1 (1)" if none is found."""
+def as_engine(model: Model) -> Predictor | Calculator:
+    """A Predictor for what can run in a batch, a potential; else a calculator for ASE."""
+    if model is None or isinstance(model, str | os.PathLike):
+        model = DaoCalculator() if model is None else DaoCalculator(model)
+    if isinstance(model, CrystalModel):
+        model = Predictor(model)
+    if isinstance(model, DaoCalculator):
+        unchanged = type(model).calculate is DaoCalculator.calculate  # a subclass may add what a batch lacks
+        return Predictor(model.model) if unchanged and model.model.is_potential else model
+    if isinstance(model, Predictor) and not model.model.is_potential:
+        weight = next(model.model.parameters())
+        return DaoCalculator(model.model, device=str(weight.device), dtype=weight.dtype)
+    if not isinstance(model, Predictor) and not hasattr(model, "get_potential_energy"):
+        raise InputError(
+            f"cannot relax with {model!r:.80}: hand over a model's name, a CrystalModel, a Predictor or an "
+            "ASE calculator"
+        )
+    return model
+
+
+def failed(item: Kind, error: Exception) -> Relaxation[Kind]:
+    """The result of a structure that could not be relaxed: itself, and why."""
+    nan = float("nan")
+    return Relaxation(
+        final_structure=item,
+        energy=nan,
+        converged=False,
+        n_steps=0,
+        fmax=nan,
+        spacegroup_before="",
+        spacegroup_after="",
+        error=reason(error),
+    )
+
+
+def reason(error: Exception) -> str:
+    """An error in one line; of errors that are not ours with their kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, CrystalMLError) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def spacegroup(structure: Structure | Atoms, symprec: float = 0.1) -> str:
+    """Hermann-Mauguin symbol and number by spglib, such as "P6/mmm (191)"; "P1 (1)" if none is found.
+
+    "" for what is not periodic in three directions, which has no space group.
+    """
+    if isinstance(structure, Atoms):
+        if not (structure.pbc.all() and structure.cell.rank == 3):
+            return ""
+        numbers, frac = structure.numbers, structure.get_scaled_positions(wrap=False)
+        structure = Structure(structure.cell[:], numbers.tolist(), frac)
     try:
         finder = SpacegroupAnalyzer(structure, symprec=symprec)
         return f"{finder.get_space_group_symbol()} ({finder.get_space_group_number()})"
@@ -103,53 +198,212 @@ def spacegroup(structure: Structure, symprec: float = SYMPREC) -> str:
         return "P1 (1)"
 
 
-def _relax_one(
-    item: Structure | Atoms,
-    calculator: Calculator,
-    fmax: float,
-    steps: int,
-    cell: bool,
-    optimizer: str,
-    niggli: bool,
-) -> Relaxation:
-    if optimizer not in OPTIMIZERS:
-        raise InputError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {optimizer!r}.")
-    if fmax <= 0 or steps < 0:
-        raise InputError(f"fmax must be positive and steps 0 or more, not {fmax!r} and {steps!r}.")
-    atoms = _start(item, niggli)
-    before = spacegroup(_structure(atoms))
-    atoms.calc = calculator
-    energies: list[float] = []
-    largest: list[float] = []
-    target = FrechetCellFilter(atoms) if cell else atoms
+# --- in a batch -------------------------------------------------------------------------------------------
+def _in_batch(
+    structures: Iterable[Kind], predictor: Predictor, settings: RelaxSettings
+) -> Iterator[tuple[int, Outcome[Kind]]]:
+    device = next(predictor.model.parameters()).device
+    symbols = predictor.model.card.get("elements")
+    known = {atomic_number(name) for name in symbols} if symbols else None
+    bad: deque[tuple[int, Exception]] = deque()
+    given: dict[int, tuple[int, Kind, CrystalBatch]] = {}
 
-    def note() -> None:
-        energies.append(float(atoms.get_potential_energy()))
-        largest.append(float(np.linalg.norm(target.get_forces(), axis=1).max()))
+    def stream() -> Iterator[CrystalBatch]:
+        for place, item in enumerate(structures):
+            try:
+                crystal = to_batch(
+                    _slab_as_atoms(item),
+                    dtype=torch.float64,
+                    device=device,
+                    known=known,
+                    bulk=False,
+                )
+                free = _free(item)
+            except (InputError, UnsupportedError) as error:
+                bad.append((place, type(error)(str(error).removeprefix("structure 0: "))))
+                continue
+            if free is not None:
+                crystal = crystal.replace(site_labels={"free": torch.as_tensor(free, device=device)})
+            given[len(given)] = (place, item, crystal)
+            yield crystal
 
-    run: Any = OPTIMIZERS[optimizer](target, logfile=None)
-    run.attach(note)
-    converged = bool(run.run(fmax=fmax, steps=steps))
-    final = _structure(atoms)
-    return Relaxation(
+    for k, result in _relaxer(predictor, settings).run(stream()):
+        while bad:
+            yield bad.popleft()
+        place, item, start = given.pop(k)
+        yield place, result.error or _from_batch(item, start, result, settings)
+    yield from bad
+
+
+def _slab_as_atoms(item: Any) -> Any:
+    """A Structure whose lattice is not periodic in all directions as Atoms, which converters take."""
+    if isinstance(item, Structure) and not all(item.lattice.pbc):
+        return AseAtomsAdaptor.get_atoms(item, msonable=False)
+    return item
+
+
+def _relaxer(predictor: Predictor, settings: RelaxSettings) -> BatchRelaxer:
+    """As many crystals live as the predictor evaluates at once, by its own count of pairs of atoms.
+
+    On a GPU the free memory decides; there the predictor is asked for all of them in one go, and halves what
+    does not fit after all. On a CPU its groups are small, and several are live.
+    """
+    device = next(predictor.model.parameters()).device
+    pairs = predictor.max_pairs or pair_budget(device, True)
+    cutoff = getattr(predictor.model.config.encoder, "cutoff", None)
+
+    def cost(x: CrystalBatch) -> Tensor:
+        within = x.num_atoms if cutoff is None else 4.19 * cutoff**3 * x.num_atoms / x.volume
+        return x.num_atoms * within
+
+    room = pairs if device.type == "cuda" else _POOL * pairs
+    return BatchRelaxer(dataclasses.replace(predictor, max_pairs=pairs), settings, cost, room)
+
+
+def _free(item: Structure | Atoms) -> NDArray[np.bool_] | None:
+    """(n, 3) which Cartesian directions are free; None where all are."""
+    if isinstance(item, Structure):
+        flags = item.site_properties.get("selective_dynamics")
+        return None if flags is None else np.array(flags, bool).reshape(len(item), 3)
+    if not item.constraints:
+        return None
+    free = np.ones((len(item), 3), bool)
+    for constraint in item.constraints:
+        if type(constraint) not in (FixAtoms, FixCartesian):
+            raise UnsupportedError(
+                f"the constraint {type(constraint).__name__} is not known in a batch, only FixAtoms and "
+                "FixCartesian are (and fix_symmetry=True instead of FixSymmetry): remove it, or relax these "
+                "atoms with an optimizer of ASE"
+            )
+        free[constraint.index] &= ~np.array(getattr(constraint, "mask", [True] * 3))
+    return free
+
+
+def _from_batch(
+    item: Kind, start: CrystalBatch, result: Relaxed, settings: RelaxSettings
+) -> Relaxation[Kind]:
+    final = _put(item, *_geometry(item, start, result.crystal))
+    found = Relaxation(
         final_structure=final,
-        trajectory={"energies": energies, "fmax": largest},
-        energy=energies[-1],
-        converged=converged,
-        n_steps=int(run.get_number_of_steps()),
-        fmax=largest[-1],
-        spacegroup_before=before,
-        spacegroup_after=spacegroup(final),
+        energy=result.energy,
+        converged=result.converged,
+        n_steps=result.steps,
+        fmax=result.fmax,
+        spacegroup_before=spacegroup(item, settings.tolerance),
+        spacegroup_after=spacegroup(final, settings.tolerance),
+        error="",
+    )
+    if "energy_uncertainty" in result.extra:
+        found["energy_uncertainty"] = result.extra["energy_uncertainty"]
+    if settings.trajectory:
+        places, cells = zip(*(_geometry(item, start, frame.crystal) for frame in result.frames), strict=True)
+        found["trajectory"] = Trajectory(
+            energies=[frame.energy for frame in result.frames],
+            fmax=[frame.fmax for frame in result.frames],
+            positions=list(places),
+            cells=list(cells),
+        )
+    return found
+
+
+def _geometry(item: Structure | Atoms, start: CrystalBatch, end: CrystalBatch) -> tuple[Array, Array]:
+    """Positions and cell of `item` after going from start to end: in its own handedness, not wrapped."""
+    pbc = start.pbc[0].cpu().numpy()
+    shift = (end.frac - start.frac).cpu().numpy()
+    shift -= np.rint(shift) * pbc
+    if isinstance(item, Structure):
+        frac, cell, positions = item.frac_coords, item.lattice.matrix, item.cart_coords
+    else:
+        cell, positions = item.cell.array, item.positions
+        frac = item.get_scaled_positions(wrap=False) if pbc.all() else positions
+    if not pbc.all():
+        return positions + shift @ start.lattice[0].cpu().numpy(), cell
+    sign = np.sign(np.linalg.det(cell))  # left-handed cells were turned inside out: L -> -L, F -> -F
+    cell = sign * end.lattice[0].cpu().numpy()
+    return (frac + sign * shift) @ cell, cell
+
+
+def _put(item: Kind, positions: Array, cell: Array) -> Kind:
+    """A copy of `item` in another geometry."""
+    if isinstance(item, Atoms):
+        atoms = item.copy()
+        atoms.set_cell(cell, apply_constraint=False)
+        atoms.set_positions(positions, apply_constraint=False)
+        return atoms
+    return type(item)(
+        Lattice(cell, pbc=item.lattice.pbc),
+        item.species,
+        positions,
+        coords_are_cartesian=True,
+        site_properties=item.site_properties,
+        labels=item.labels,
+        properties=dict(item.properties),
     )
 
 
-def _start(item: Structure | Atoms, niggli: bool) -> Atoms:
-    if isinstance(item, Atoms):
-        atoms = item.copy()
-        if not niggli or not atoms.pbc.all() or atoms.cell.rank < 3:
-            return atoms  # what is not a bulk crystal goes on to the calculator, which says why it cannot
-        item = _structure(atoms)
-    return _atoms(reduced(item) if niggli else item)
+# --- one by one -------------------------------------------------------------------------------------------
+def one_by_one(
+    structures: Iterable[Kind], calculator: Calculator, settings: RelaxSettings
+) -> Iterator[tuple[int, Outcome[Kind]]]:
+    """As `relax_each`, through ASE, whatever the calculator."""
+    for place, item in enumerate(structures):
+        try:
+            yield place, _by_ase(item, calculator, settings)
+        except Exception as error:  # other people's calculators raise anything
+            yield place, error
+
+
+def _by_ase(item: Kind, calculator: Calculator, settings: RelaxSettings) -> Relaxation[Kind]:
+    if isinstance(calculator, DaoCalculator) and not calculator.model.is_potential:
+        item = _in_short_axes(item)  # where such models are at home
+    atoms = item.copy() if isinstance(item, Atoms) else AseAtomsAdaptor.get_atoms(item, msonable=False)
+    bulk = atoms.pbc.all() and atoms.cell.rank == 3
+    if settings.fix_symmetry:
+        if not bulk or atoms.constraints:
+            raise UnsupportedError(
+                "fix_symmetry needs a crystal periodic in three directions without fixed atoms; relax this "
+                "one with fix_symmetry=False"
+            )
+        atoms.set_constraint(FixSymmetry(atoms, symprec=settings.tolerance))
+    atoms.calc = calculator
+    target: Any = FrechetCellFilter(atoms) if settings.cell and bulk else atoms
+    steps = Trajectory(energies=[], fmax=[], positions=[], cells=[])
+
+    def note() -> None:
+        steps["energies"].append(float(atoms.get_potential_energy()))
+        steps["fmax"].append(float(np.linalg.norm(target.get_forces(), axis=1).max()))
+        if settings.trajectory:
+            steps["positions"].append(atoms.positions.copy())
+            steps["cells"].append(atoms.cell.array.copy())
+
+    run: Any = _ASE_OPTIMIZERS[settings.optimizer](target, logfile=None)
+    run.attach(note)
+    converged = bool(run.run(fmax=settings.fmax, steps=settings.max_steps))
+    if not np.isfinite([steps["energies"][-1], steps["fmax"][-1]]).all():
+        raise NonFiniteError(f"energy or forces are not finite after {run.get_number_of_steps()} steps")
+    final = _put(item, atoms.positions, atoms.cell.array)
+    found = Relaxation(
+        final_structure=final,
+        energy=steps["energies"][-1],
+        converged=converged,
+        n_steps=int(run.get_number_of_steps()),
+        fmax=steps["fmax"][-1],
+        spacegroup_before=spacegroup(item, settings.tolerance),
+        spacegroup_after=spacegroup(final, settings.tolerance),
+        error="",
+    )
+    if settings.trajectory:
+        found["trajectory"] = steps
+    return found
+
+
+def _in_short_axes(item: Any) -> Any:
+    if isinstance(item, Structure):
+        return reduced(item)
+    if not item.pbc.all() or item.cell.rank < 3:
+        return item  # what is not a bulk crystal goes on to the calculator, which says why it cannot
+    short = reduced(AseAtomsAdaptor.get_structure(item))
+    return AseAtomsAdaptor.get_atoms(short, msonable=False)
 
 
 def reduced(structure: Structure, tolerance: float = 0.02) -> Structure:
@@ -160,11 +414,3 @@ def reduced(structure: Structure, tolerance: float = 0.02) -> Structure:
     """
     short = structure.get_reduced_structure("niggli")
     return short if sum(short.lattice.abc) < (1 - tolerance) * sum(structure.lattice.abc) else structure
-
-
-def _atoms(structure: Structure) -> Atoms:
-    return AseAtomsAdaptor.get_atoms(structure, msonable=False)
-
-
-def _structure(atoms: Atoms) -> Structure:
-    return Structure(atoms.cell[:], atoms.get_chemical_symbols(), atoms.get_scaled_positions())

@@ -13,7 +13,8 @@ from ase.optimize import BFGS
 from pymatgen.core import Lattice, Structure
 
 from crystalml import DaoCalculator
-from crystalml.relax import relax, relax_files
+from crystalml.relax import relax
+from crystalml.relax_files import relax_folder
 
 calculator = DaoCalculator(sys.argv[1] if len(sys.argv) > 1 else "dao-p", device="cpu")
 
@@ -34,17 +35,19 @@ relaxed = structure.relax(calculator=calculator, steps=20, fmax=0.05)
 assert isinstance(relaxed, Structure)
 print(f"pymatgen: a = {relaxed.lattice.a:.3f} A, {calculator.results['energy']:.3f} eV")
 
-# 3. crystalml: a dictionary with everything worth knowing about the run.
-result = relax(structure, calculator, fmax=0.05, steps=20)[0]
-print(
-    f"relax: converged {result['converged']} in {result['n_steps']} steps, fmax {result['fmax']:.3f} eV/A, "
-    f"{result['spacegroup_before']} -> {result['spacegroup_after']}"
-)
+# 3. crystalml: many in one batch, each with its symmetry kept, and everything worth knowing about the run.
+strained = [structure.copy().scale_lattice(structure.volume * factor) for factor in (0.9, 1.0, 1.1)]
+for result in relax(strained, calculator, fmax=0.05, fix_symmetry=True, progress=False):
+    print(
+        f"relax: converged {result['converged']} in {result['n_steps']} steps, fmax {result['fmax']:.3f}, "
+        f"{result['spacegroup_before']} -> {result['spacegroup_after']}"
+    )
 
-# 4. Files: what cannot be read is reported, the others go on.
+# 4. Folders: what cannot be read is reported, the others go on; started again, it does what is missing.
 with tempfile.TemporaryDirectory() as folder:
     structure.to(str(Path(folder, "good.cif")))
     Path(folder, "bad.cif").write_text("this is no crystal")
-    report = relax_files(folder, calculator, fmax=0.05, steps=5)
-    print("relaxed:", [Path(name).name for name, _ in report.results])
-    print("failed:", [Path(name).name for name, _ in report.failures])
+    for _ in range(2):
+        report = relax_folder(folder, Path(folder, "out"), calculator, progress=False)
+        print("relaxed:", [row["structure"] for row in report.rows if not row["error"]])
+        print("failed:", [Path(name).name for name, _ in report.failures], "from before:", report.skipped)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from crystalml.journal import write_json as write_json
 
 _PACKAGES = ("crystalml-dao", "torch", "torch-geometric", "pymatgen")
 
@@ -37,14 +38,6 @@ def environment(device: torch.device) -> dict[str, Any]:
 def pick_device(device: str | None) -> torch.device:
     """The device asked for, else a GPU if there is one."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write atomically: a killed run leaves the old file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], notes: str = "") -> None:

@@ -135,6 +135,15 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprint(model: CrystalModel) -> str:
+    """A digest of the weights in use, wherever they came from."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().float().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
 def download(address: str) -> Path:
     """Fetch `hf://owner/repo[/file][@revision]` into the Hugging Face cache, HF_HUB_OFFLINE permitting."""
     body, _, revision = address.removeprefix("hf://").partition("@")

@@ -1,0 +1,66 @@
+"""Results on disk, one JSON line each: a run killed at any moment goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crystalml.errors import InputError
+
+
+@dataclass(frozen=True)
+class Journal:
+    """`settings.json` says how the rows of `name` came about; rows of other settings are refused."""
+
+    folder: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
+
+    def open(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The rows written so far with these very settings, which are noted if there are none yet.
+
+        Raises InputError that names the setting where the folder's are others.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note = self.folder / "settings.json"
+        if note.exists():
+            before = json.loads(note.read_text())
+            for key in sorted(set(before) | set(settings)):
+                if before.get(key) != settings.get(key):
+                    raise InputError(
+                        f"{self.folder} holds results with {key} = {before.get(key)!r}, not "
+                        f"{settings.get(key)!r}; choose another output folder, or remove that one"
+                    )
+        else:
+            write_json(note, dict(settings))
+        return self._read()
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        lines = [json.dumps(row, separators=(",", ":")) + "\n" for row in rows]
+        with self.path.open("a") as file:
+            file.writelines(lines)
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        text = self.path.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        if whole < len(text):  # the last write was cut off; what it was about is done again
+            with self.path.open("r+b") as file:
+                file.truncate(whole)
+        return [json.loads(line) for line in text[:whole].splitlines()]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write atomically: a killed run leaves the old file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.partial")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,1 @@
+"""Relaxation of many crystals in one batch, on tensors; `crystalml.relax` is its face."""
