@@ -59,7 +59,7 @@ def pack(
     )
 )
 def train(
-    recipe: Annotated[str, typer.Argument(help="dao-g, dao-p, dao-p-diffusion, diffcsp or gemsdiff.")],
+    recipe: Annotated[str, typer.Argument(help="dao-g, dao-p, dao-p-diffusion, diffcsp, gemsdiff, ...")],
     data: Annotated[Path, typer.Option(help="Packed training set, see `crystalml pack`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     val: Annotated[Path | None, typer.Option(help="Packed validation set.")] = None,

@@ -127,11 +127,12 @@ def gemsdiff(size: Size = "small", lattice_mode: Literal["diffuse", "predict"] =
     parts = ["gemsdiff", "paper" if size == "paper" else "", "predict" if lattice_mode == "predict" else ""]
     process = "-".join(part for part in parts if part)
     noise = _NOISES[process]()
+    name = "gemsdiff" if lattice_mode == "diffuse" else "gemsdiff-predict"
     model = ModelConfig(_sized(_GEMSNET, size), centered=True, process=process)
     if size == "paper":
-        return Recipe("gemsdiff", model, noise, Reconstruction(noise, "params"))
+        return Recipe(name, model, noise, Reconstruction(noise, "params"))
     # Above half of T atoms are anywhere and there is little to learn; structures are decided around 0.3 T.
-    return Recipe("gemsdiff", model, noise, Reconstruction(noise, focus=(-0.9, 0.9)))
+    return Recipe(name, model, noise, Reconstruction(noise, focus=(-0.9, 0.9)))
 
 
 FORMATION_ENERGY = EnergyScale(mean=-4.5, std=1.0)

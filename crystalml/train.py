@@ -35,6 +35,7 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "dao-p": recipes.dao_p,
     "diffcsp": recipes.diffcsp,
     "gemsdiff": recipes.gemsdiff,
+    "gemsdiff-predict": partial(recipes.gemsdiff, lattice_mode="predict"),
     **{f"fourierframenet-{task}": partial(recipes.fourierframenet, task=task) for task in recipes.GEOSSL},
 }
 

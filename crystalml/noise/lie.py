@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -128,9 +129,8 @@ class PredictedCell:
     scale: LogLattice = field(default_factory=LogLattice)
 
     def _cube(self, like: Tensor) -> Tensor:
-        k = like.new_zeros(len(like), 9)
-        k[:, 8] = self.scale.mean[8]
-        return torch.matrix_exp(lie.element(k))
+        edge = math.exp(self.scale.mean[8] / 3**0.5)
+        return edge * torch.eye(3, dtype=like.dtype, device=like.device).expand(len(like), 3, 3)
 
     def perturb(self, lattice: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         return self._cube(lattice)
