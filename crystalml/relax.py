@@ -7,6 +7,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 
 import numpy as np
@@ -207,6 +208,7 @@ def _in_batch(
     known = {atomic_number(name) for name in symbols} if symbols else None
     bad: deque[tuple[int, Exception]] = deque()
     given: dict[int, tuple[int, Kind, CrystalBatch]] = {}
+    numbers = count()
 
     def stream() -> Iterator[CrystalBatch]:
         for place, item in enumerate(structures):
@@ -224,7 +226,7 @@ def _in_batch(
                 continue
             if free is not None:
                 crystal = crystal.replace(site_labels={"free": torch.as_tensor(free, device=device)})
-            given[len(given)] = (place, item, crystal)
+            given[next(numbers)] = (place, item, crystal)
             yield crystal
 
     for k, result in _relaxer(predictor, settings).run(stream()):

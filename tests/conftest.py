@@ -55,3 +55,24 @@ def make_tiny_model(
 def tiny_model() -> Callable[..., "CrystalModel"]:
     """tiny_model(noise=True, energy=True, dtype=torch.float32) -> the same untrained model every time."""
     return make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_potential() -> "Callable[..., CrystalModel]":
+    """tiny_potential(dtype=torch.float32) -> the same untrained periodic Crysformer every time."""
+
+    def make(dtype: torch.dtype = torch.float32) -> "CrystalModel":
+        from crystalml.models.heads import EnergyScale
+        from crystalml.models.model import CrystalModel, ModelConfig
+        from crystalml.models.periodic import PeriodicConfig
+
+        encoder = PeriodicConfig(16, 1, 2, 4, 8, 8, 6, cutoff=5.0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = CrystalModel(ModelConfig(encoder, noise=False, energy=EnergyScale(-1.0, 2.0))).eval()
+            with torch.no_grad():  # a head that starts at zero would leave the repulsion alone
+                for weight in model.parameters():
+                    weight += 0.1 * torch.randn_like(weight)
+        return model.to(dtype)
+
+    return make
