@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -109,6 +110,8 @@ def test_version_and_bare_call(run):
         (["generate", "NaCl", "-o", "x.cif", "-z", "1:x"], "1:x"),
         (["relax", "x.cif", "--model", "no-such-model"], "no-such-model"),
         (["relax", "x.cif", "-o", "x.foo"], "extxyz"),
+        (["relax", "x.cif", "--optimizer", "bfgs"], "lbfgs, fire"),
+        (["relax", "x.cif", "--format", "poscar"], "cif, extxyz"),
         (["models", "no-such-model"], "no-such-model"),
         (["train", "dao-g", "--data", "none.safetensors", "-o", "run"], "none.safetensors"),
         (["benchmark", "csp", "--test", "x.parquet", "--shots", "1,b"], "1,b"),
@@ -174,11 +177,29 @@ def test_generate_says_when_fewer_come_back(run, monkeypatch, weights, tmp_path)
 def test_relax_reports_bad_files_and_goes_on(run, weights, salt, tmp_path):
     (salt.parent / "bad.cif").write_text("no crystal")
     out = tmp_path / "relaxed.extxyz"
-    result = run("relax", salt.parent, "-o", out, "--steps", 2, "--model", weights, "--device", "cpu")
+    options = ["--model", weights, "--device", "cpu"]
+    result = run("relax", salt.parent, "-o", out, "--max-steps", 2, *options)
     assert result.exit_code == 1
     assert "bad.cif" in result.output and "1 relaxed structures" in result.output and out.exists()
-    clean = run("relax", salt, "-o", out, "--steps", 0, "--model", weights, "--device", "cpu")
+    clean = run("relax", salt, "-o", out, "--max-steps", 0, *options)
     assert clean.exit_code == 0 and "Fm-3m (225)" in clean.output
+
+
+def test_relax_into_a_folder_goes_on(run, tiny_potential, salt, tmp_path):
+    save_model(tiny_potential(), tmp_path / "p.safetensors", {"name": "tiny-p"})
+    out = tmp_path / "out"
+    command = ["relax", salt.parent, "-o", out, "--model", tmp_path / "p.safetensors", "--device", "cpu"]
+    first = run(*command, "--max-steps", 3)
+    assert first.exit_code == 0 and "salt.cif: " in first.output and (out / "salt.cif").exists()
+    shutil.copy(salt, salt.with_name("more.cif"))
+    again = run(*command, "--max-steps", 3)
+    assert "more.cif: " in again.output and "salt.cif: " not in again.output
+    assert "2 relaxed structures" in again.output and "1 of them from before" in again.output
+    other = run(*command, "--max-steps", 4)
+    assert other.exit_code == 2 and "max_steps = 3, not 4" in other.output
+    quiet = run(*command[:3], tmp_path / "q", *command[4:], "--fix-symmetry", "--symmetrize", "-q")
+    assert quiet.exit_code == 0 and "salt.cif: " not in quiet.output
+    assert "Fm-3m" in (tmp_path / "q" / "salt.cif").read_text()
 
 
 def test_train_goes_on_and_can_be_told_not_to(run, tmp_path):

@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from ase.build import bulk, fcc111
 from ase.io import read
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifParser
@@ -45,6 +46,28 @@ def test_extxyz_keeps_geometry_and_provenance(tmp_path, salts):
     assert [frame.info["seed"] for frame in frames] == [0, 1, 2] and frames[0].info["model"] == "tiny"
     np.testing.assert_allclose(frames[1].cell[:], salts[1].lattice.matrix, atol=1e-6)
     assert len(read_structures(path).structures) == 3
+
+
+def test_a_cif_as_it_stands_keeps_cell_and_order(tmp_path, salts):
+    salts[0].translate_sites([0, 1], [0.1, 0.2, 0.3])
+    notes = write_structures(salts[0], tmp_path / "out.cif", symprec=None)
+    back = Structure.from_file(tmp_path / "out.cif")
+    assert notes == [] and [site.specie.symbol for site in back] == ["Na", "Cl"]
+    np.testing.assert_allclose(back.lattice.abc, salts[0].lattice.abc, atol=1e-6)
+    np.testing.assert_allclose(back.frac_coords, salts[0].frac_coords, atol=1e-6)
+
+
+def test_atoms_are_written_with_their_info_and_slabs_only_where_they_can_be(tmp_path):
+    slab = fcc111("Al", (1, 1, 3), vacuum=6.0)
+    slab.info["seed"] = 3
+    write_structures(slab, tmp_path / "out.extxyz")
+    back = read(tmp_path / "out.extxyz")
+    assert back.info["seed"] == 3 and back.pbc.tolist() == [True, True, False]
+    write_structures(bulk("Cu"), tmp_path / "out.cif")
+    assert Structure.from_file(tmp_path / "out.cif").reduced_formula == "Cu"
+    with pytest.raises(InputError, match=r"only .extxyz"):
+        write_structures(slab, tmp_path / "slab.cif")
+    assert not (tmp_path / "slab.cif").exists()
 
 
 def test_json_lines_restore_the_structures(tmp_path, salts):
