@@ -20,7 +20,7 @@ from crystalml.crystal import CrystalBatch
 from crystalml.elements import atomic_number
 from crystalml.errors import InputError, TooManyAtomsError, UnsupportedError
 from crystalml.guard import is_finite, standardise, to_valid_structure
-from crystalml.guidance import EnergyGuidance
+from crystalml.guidance import EnergyGuidance, check_noise
 from crystalml.metrics.validity import MIN_VOLUME
 from crystalml.models.model import CrystalModel
 from crystalml.predict import pack, pair_budget
@@ -332,6 +332,7 @@ class StructureGenerator:
         model = self.energy_model = self._load(self.energy_model)  # kept for the next call
         if not model.has_energy:
             raise UnsupportedError("the energy_model has no energy head: use 'dao-p-diffusion'.")
+        check_noise(model, self.model)
         return EnergyGuidance(model, scale)
 
     def _load(self, model: str | os.PathLike[str] | CrystalModel) -> CrystalModel:

@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 
 from crystalml.crystal import CrystalBatch, Tangent
+from crystalml.errors import UnsupportedError
 from crystalml.models.model import CrystalModel
+
+
+def check_noise(energy_model: CrystalModel, denoiser: CrystalModel) -> None:
+    """Refuse an intermediate energy that was learned on another noise: its levels mean something else."""
+    theirs, ours = energy_model.config.process, denoiser.config.process
+    if energy_model.has_noise and theirs != ours:
+        raise UnsupportedError(
+            f"the energy model was trained on the noise of {theirs}, the generator on that of {ours}: "
+            "guide it by an energy trained on the same, or not at all (guidance=0)"
+        )
 
 
 @dataclass(frozen=True)

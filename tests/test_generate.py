@@ -300,3 +300,25 @@ def test_prototypes_come_first_and_diffusion_fills_the_rest(make):
     assert kinds[: len(known)] == ["prototype"] * len(known) and set(kinds[len(known) :]) == {"diffusion"}
     with pytest.raises(InputError, match="hybrid"):
         make().sample("KCl", 1, strategy="hybrid", **FAST)
+
+
+def test_gemsdiff_generates_through_the_same_face():
+    """Another network, another noise, a hundred levels instead of a thousand: nothing here knows."""
+    torch.manual_seed(0)
+    generator = StructureGenerator(
+        recipes.gemsdiff("tiny").model.build(), None, device="cpu", dtype="float64"
+    )
+    groups, paths = generator.sample(["NaCl", "CsV3Sb5"], 2, return_trajectory=True, progress=False, steps=6)
+    assert [len(group) for group in groups] == [2, 2] and generator.report.missing == 0
+    assert all(
+        s.properties["steps"] == 6 and len(path) == 7 for s, path in zip(groups[1], paths[1], strict=True)
+    )
+    alone = generator.sample("CsV3Sb5", 2, steps=6, progress=False)
+    assert all(same(a, b, 1e-8) for a, b in zip(groups[1], alone, strict=True))
+    full = generator.sample("NaCl", 1, progress=False)[0]
+    assert full.properties["steps"] == 100
+    with pytest.raises(InputError, match=r"1\.\.100"):
+        generator.sample("NaCl", 1, steps=101, progress=False)
+    tiny = recipes.dao_p_diffusion("tiny").model.build()
+    with pytest.raises(UnsupportedError, match="noise of diffcsp"):
+        StructureGenerator(generator.model, tiny, device="cpu").sample("NaCl", guidance=1.0, progress=False)

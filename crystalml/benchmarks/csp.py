@@ -24,7 +24,7 @@ from crystalml.benchmarks.store import Sample, SampleStore, fingerprint
 from crystalml.benchmarks.targets import choose, per_crystal, read_test, to_structure
 from crystalml.datasets.arrays import Arrays
 from crystalml.errors import InputError, UnsupportedError
-from crystalml.guidance import EnergyGuidance
+from crystalml.guidance import EnergyGuidance, check_noise
 from crystalml.metrics.match import Score, TargetMatches, compare, score
 from crystalml.metrics.validity import is_valid_composition
 from crystalml.models.model import CrystalModel
@@ -135,6 +135,7 @@ def _prepare(
     if energy_model is None:
         return _Job(denoiser, sampler, None, settings)
     energy = load(energy_model, device)
+    check_noise(energy, denoiser)
     settings["energy_weights"] = fingerprint(energy)
     return _Job(denoiser, sampler, EnergyGuidance(energy, guidance), settings)
 
