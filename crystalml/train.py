@@ -15,16 +15,16 @@ import torch
 import torch.distributed as dist
 
 from crystalml import recipes
-from crystalml.datasets.packed import PackedDataset, SizeBatches
+from crystalml.datasets.packed import PackedDataset
 from crystalml.errors import InputError, TrainingError
 from crystalml.models.derivatives import CompiledPotential
 from crystalml.models.error_bar import with_error_bar
-from crystalml.models.fourierframenet import FourierFrameNet
 from crystalml.models.layers import fast_autocast
 from crystalml.models.model import CrystalModel
 from crystalml.models.periodic import PeriodicCrysformer
 from crystalml.objectives.potential import Potential
 from crystalml.recipes import Recipe, Size
+from crystalml.training.batches import batches
 from crystalml.training.checkpoint import load_model_file, save_model
 from crystalml.training.fit import FitConfig, Run, fit
 from crystalml.training.references import fit_shift
@@ -90,13 +90,13 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
         fit_shift(model, data)
     model.to(config.device).train()
     recipe = _compile(recipe, model, config)
-    batches = _batches(model, data, config.pairs, config.max_crystals, config.fit.seed)
+    plan = batches(model, data, config.pairs, config.max_crystals, config.fit.seed)
     measure = _Validation(recipe, model, val, config)
     means, share = _Means(), -1.0
     chief = not dist.is_initialized() or dist.get_rank() == 0
     run: Run | None = None
     state = config.out / "state.safetensors"
-    for run, losses in fit(model, recipe.objective, data, batches, config.fit, state=state):
+    for run, losses in fit(model, recipe.objective, data, plan, config.fit, state=state):
         means.add(losses)
         now = run.progress.share(config.fit)
         share = now if share < 0 else share
@@ -139,17 +139,6 @@ def _compile(recipe: Recipe, model: CrystalModel, config: TrainConfig) -> Recipe
     return recipe
 
 
-def _batches(model: CrystalModel, data: PackedDataset, budget: int, crystals: int, seed: int) -> SizeBatches:
-    """By padded pairs of all atoms; for a model with a cutoff by the neighbours expected from the density."""
-    neighbors, forces = None, None
-    if isinstance(model.encoder, PeriodicCrysformer | FourierFrameNet):
-        density = data.num_atoms / torch.linalg.det(data.lattice).abs()
-        neighbors = 4.19 * model.encoder.config.cutoff**3 * density
-        if "stress" in data.labels:  # frames with forces apart: the others cost a third
-            forces = data.labels["stress"].isfinite().flatten(1).all(-1)
-    return SizeBatches(data.num_atoms, budget, crystals, seed=seed, neighbors=neighbors, kinds=forces)
-
-
 class _Means:
     """Weighted means of named numbers, each over the times it was named."""
 
@@ -172,7 +161,7 @@ class _Validation:
         self, recipe: Recipe, model: CrystalModel, val: PackedDataset | None, config: TrainConfig
     ) -> None:
         self.objective, self.val, self.config = recipe.objective, val, config
-        self.plan = _batches(model, val, 4 * config.pairs, 1024, 0).epoch(0) if val is not None else []
+        self.plan = batches(model, val, 4 * config.pairs, 1024, 0).epoch(0) if val is not None else []
 
     def __call__(self, model: CrystalModel, run: Run) -> dict[str, float]:
         if self.val is None:

@@ -21,6 +21,7 @@ from crystalml.models.heads import AtomicEnergyHead, EnergyHead, EnergyScale
 from crystalml.models.pairs import Pairs
 from crystalml.models.periodic import PeriodicConfig, PeriodicCrysformer
 from crystalml.models.pretext import Pretext, pretext_head
+from crystalml.models.property_head import PropertyConfig
 
 EncoderConfig = CrysformerConfig | CSPNetConfig | FourierFrameNetConfig | GemsNetConfig | PeriodicConfig
 _ENCODERS: dict[str, type[EncoderConfig]] = {
@@ -40,6 +41,7 @@ class ModelConfig:
     is removed. A periodic encoder carries a potential: an energy of every atom and no noise heads.
     error_bar: the potential was calibrated, see `crystalml.calibrate`. process: the name of the noise that
     the model was trained with, see `recipes.noise_for`. pretext: the head of a pretraining task.
+    target: the property that a property head reads.
     """
 
     encoder: EncoderConfig
@@ -49,6 +51,7 @@ class ModelConfig:
     error_bar: bool = False
     process: str = "diffcsp"
     pretext: Pretext | None = None
+    target: PropertyConfig | None = None
 
     def __post_init__(self) -> None:
         periodic = isinstance(self.encoder, PeriodicConfig)
@@ -72,6 +75,7 @@ class ModelConfig:
             "error_bar": self.error_bar,
             "process": self.process,
             "pretext": self.pretext,
+            "target": self.target and self.target.to_dict(),
         }
 
     @staticmethod
@@ -88,6 +92,7 @@ class ModelConfig:
                 bool(data.get("error_bar", False)),
                 str(data.get("process", "diffcsp")),
                 data.get("pretext"),
+                PropertyConfig.from_dict(data["target"]) if data.get("target") else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArchitectureError(
@@ -129,6 +134,7 @@ class CrystalModel(nn.Module):
         self.error_bar = ErrorBar(dim) if config.error_bar else None
         vectors = getattr(config.encoder, "vectors", None)
         self.pretext_head = pretext_head(config.pretext, dim, vectors) if config.pretext else None
+        self.property_head = config.target.build(dim) if config.target else None
 
     @property
     def has_noise(self) -> bool:

@@ -16,17 +16,21 @@ Pretext = Literal["velocity", "distance", "reconstruction"]
 
 
 class VelocityHead(nn.Module):
-    """One vector an atom, a linear map without bias of the encoder's vectors: it turns with the crystal."""
+    """One vector an atom, sum_c w_c g_c(s) v_c with gates g of the atom's scalars: it turns with the crystal.
 
-    def __init__(self, vectors: int) -> None:
+    Without the gates the task would never reach the layers that make the final scalars, which are all that a
+    property head reads later.
+    """
+
+    def __init__(self, dim: int, vectors: int) -> None:
         super().__init__()
-        self.mix = nn.Linear(vectors, 1, bias=False)
+        self.gate, self.mix = nn.Linear(dim, vectors), nn.Linear(vectors, 1, bias=False)
 
     def forward(self, features: Features) -> Tensor:
         """(n, 3)."""
         assert features.vector is not None
-        out: Tensor = self.mix(features.vector).squeeze(-1)
-        return out
+        out: Tensor = self.mix(2 * torch.sigmoid(self.gate(features.node))[:, None] * features.vector)
+        return out.squeeze(-1)
 
 
 class DistanceHead(nn.Module):
@@ -65,7 +69,7 @@ def pretext_head(kind: Pretext, dim: int, vectors: int | None) -> nn.Module:
             raise ArchitectureError(
                 "flow matching of positions needs an encoder with vectors, such as FourierFrameNet"
             )
-        return VelocityHead(vectors)
+        return VelocityHead(dim, vectors)
     if kind not in ("distance", "reconstruction"):
         raise ArchitectureError(f"unknown pretraining head {kind!r}")
     return DistanceHead(dim) if kind == "distance" else ReconstructionHead(dim)

@@ -1,0 +1,56 @@
+"""The standard cell of a crystal: primitive, Niggli-reduced, as it comes."""
+
+from __future__ import annotations
+
+import numpy as np
+import spglib
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crystalml.crystal import CrystalBatch
+from crystalml.geometry.torus import wrap
+
+Array = NDArray[np.float64]
+
+
+def primitive_cells(x: CrystalBatch, symprec: float = 0.01) -> tuple[CrystalBatch, Tensor]:
+    """The same crystals in primitive Niggli cells, and (n,) for each atom of x the atom that stands for it.
+
+    So that what a network says that knows the cell (Fourier features, metric) depends on the crystal alone.
+    Atoms are taken as they are, not symmetrised; symprec in Angstrom decides which are translations of one
+    another. Labels stay behind. A cell that spglib cannot read is kept.
+    """
+    parts, owners, start = [], [], 0
+    for one in x.to("cpu", torch.float64).split():
+        lattice, chosen, owner = _reduce(one, symprec)
+        cart = one.frac.numpy() @ one.lattice[0].numpy()
+        frac = np.linalg.solve(lattice.T, cart[chosen].T).T
+        if np.linalg.det(lattice) < 0:
+            lattice, frac = -lattice, -frac  # the same crystal, right-handed
+        parts.append(
+            CrystalBatch(
+                one.numbers[torch.from_numpy(chosen)],
+                wrap(torch.from_numpy(frac)),
+                torch.from_numpy(np.ascontiguousarray(lattice))[None],
+                torch.tensor([len(chosen)]),
+            )
+        )
+        owners.append(torch.from_numpy(owner) + start)
+        start += len(chosen)
+    batch = CrystalBatch.cat(parts).to(x.device, x.dtype)
+    return batch.replace(frac=wrap(batch.frac)), torch.cat(owners).to(x.device)
+
+
+def _reduce(one: CrystalBatch, symprec: float) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
+    """Lattice rows, atoms kept, and the place among them of each atom's representative."""
+    lattice, count = one.lattice[0].numpy(), len(one.numbers)
+    chosen, owner = np.arange(count), np.arange(count)
+    found = spglib.get_symmetry_dataset((lattice, one.frac.numpy(), one.numbers.numpy()), symprec)
+    if found is not None:
+        _, first, place = np.unique(found.mapping_to_primitive, return_index=True, return_inverse=True)
+        share = abs(np.linalg.det(found.primitive_lattice) / np.linalg.det(lattice))
+        if abs(share * count - len(first)) < 1e-3:
+            lattice, chosen, owner = np.asarray(found.primitive_lattice), first, place
+    reduced = spglib.niggli_reduce(lattice)
+    return (lattice if reduced is None else np.asarray(reduced)), chosen, owner
