@@ -9,6 +9,7 @@ import typer
 
 from crystalml import __version__
 from crystalml.cli_check import check
+from crystalml.cli_evaluate import judge
 from crystalml.cli_lab import lab
 from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples
 from crystalml.errors import InputError
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 app.add_typer(lab)  # without a name: its commands stand beside those below
 app.add_typer(check)
+app.add_typer(judge)
 
 
 def _version(show: bool) -> None:

@@ -19,7 +19,7 @@ from crystalml.training.checkpoint import save_model
 
 COMMANDS = [
     ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"], ["calibrate"],
-    ["check-calculator"],
+    ["check-calculator"], ["evaluate"], ["hull"], ["hull-table"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
     ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"],
 ]  # fmt: skip
@@ -76,9 +76,9 @@ def test_the_list_above_is_complete():
 def test_seed_and_device_everywhere_they_mean_something(run):
     for command in COMMANDS:
         text = run(*command, "--help").output
-        without = (["models"], ["pack"], ["check-calculator"], ["benchmark", "prototypes"])
+        without = (["models"], ["pack"], ["check-calculator"], ["benchmark", "prototypes"], ["hull-table"])
         assert ("--device" in text) == (command not in without)
-        assert ("--seed" in text) == (command not in (["models"], ["relax"], ["calibrate"]))
+        assert ("--seed" in text) == (command not in (["models"], ["relax"], ["calibrate"], ["hull-table"]))
 
 
 def test_help_is_fast_and_loads_no_torch():

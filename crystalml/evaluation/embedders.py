@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
-from crystalml.benchmarks.store import fingerprint
 from crystalml.convert import to_batch
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import InputError, UnsupportedError, WeightsError
@@ -21,6 +20,7 @@ from crystalml.models.model import CrystalModel
 from crystalml.models.periodic import PeriodicConfig
 from crystalml.predict import pack, pack_neighbors, pair_budget
 from crystalml.weights import DEFAULT_POTENTIAL, as_model
+from crystalml.weights.registry import fingerprint
 
 Features = NDArray[np.float64]
 ALIGNN_MODEL = "formation_energy_peratom_radius"  # of alignn.pretrained

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pymatgen.core import Structure
 
-from crystalml.benchmarks.report import show, write_json
+from crystalml.benchmarks.report import show
 from crystalml.errors import InputError, UnsupportedError
+from crystalml.journal import write_json
 from crystalml.metrics.intervals import Interval
 
 if TYPE_CHECKING:

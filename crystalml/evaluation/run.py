@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from crystalml.benchmarks.report import environment, pick_device
-from crystalml.benchmarks.store import fingerprint
 from crystalml.datasets.arrays import Arrays
 from crystalml.errors import InputError
 from crystalml.evaluation import distributions, matching, sameness
@@ -25,6 +24,7 @@ from crystalml.metrics.embedding import Embedder
 from crystalml.metrics.stability import STABLE, HullTable
 from crystalml.models.model import CrystalModel
 from crystalml.weights import DEFAULT_POTENTIAL, as_model
+from crystalml.weights.registry import fingerprint
 
 GROUPS = (
     "validity", "distribution", "energy", "frechet", "coverage",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from crystalml.journal import Journal
 from crystalml.parallel import process_map
 from crystalml.progress import ProgressBar
 
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 class Store:
-    """One JSON-lines file of [digest, value] pairs for each kind of result; in memory without a folder.
+    """A journal of (digest, value) for each kind of result; in memory without a folder.
 
     The kind says everything that a value depends on besides the crystal, weights and settings included.
     """
@@ -27,7 +27,9 @@ class Store:
     def known(self, kind: str) -> dict[str, Any]:
         """digest -> value of what is there already."""
         if kind not in self._known:
-            self._known[kind] = self._read(kind)
+            journal = self._journal(kind)
+            rows = journal.open({"kind": kind}) if journal else []
+            self._known[kind] = {row["key"]: row["value"] for row in rows}
         return self._known[kind]
 
     def fill(
@@ -50,11 +52,13 @@ class Store:
             if item is not None and key not in known
         }
         if missing:
+            journal = self._journal(kind)
             with ProgressBar(progress, label or kind) as bar:
                 bar.add(len(missing))
                 values = compute(list(missing.values()))
                 for key, value in zip(missing, values, strict=True):
-                    self._append(kind, key, value)
+                    if journal is not None:
+                        journal.append([{"key": key, "value": value}])
                     known[key] = value
                     bar.advance(1)
         return [None if item is None else known[key] for key, item in zip(digests, items, strict=True)]
@@ -76,28 +80,8 @@ class Store:
 
         return self.fill(kind, items, digests, compute, label, progress)
 
-    def _path(self, kind: str) -> Path:
-        assert self.folder is not None
-        short = hashlib.blake2b(kind.encode(), digest_size=4).hexdigest()
-        return self.folder / f"{kind.split(' ')[0]}-{short}.jsonl"
-
-    def _append(self, kind: str, key: str, value: Any) -> None:
+    def _journal(self, kind: str) -> Journal | None:
         if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._path(kind).open("a") as file:
-            file.write(json.dumps([key, value], separators=(",", ":")) + "\n")
-
-    def _read(self, kind: str) -> dict[str, Any]:
-        if self.folder is None or not (path := self._path(kind)).exists():
-            return {}
-        known = {}
-        text = path.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):  # the last write was cut off; that crystal is done again
-            with path.open("r+b") as file:
-                file.truncate(whole)
-        for line in text[:whole].splitlines():
-            key, value = json.loads(line)
-            known[key] = value
-        return known
+            return None
+        short = hashlib.blake2b(kind.encode(), digest_size=4).hexdigest()
+        return Journal(self.folder / f"{kind.split(' ')[0]}-{short}", "values.jsonl")

@@ -1,0 +1,1 @@
+"""A chemical system explored: compositions sampled, relaxed and set against the hull of known phases."""
