@@ -26,7 +26,7 @@ from crystalml.models.model import CrystalModel
 from crystalml.predict import pack, pair_budget
 from crystalml.progress import ProgressBar
 from crystalml.prototypes.substitute import substitute
-from crystalml.sample.predictor_corrector import PredictorCorrector
+from crystalml.sample.base import Sampler
 from crystalml.sample.template import FormulaUnits, template
 from crystalml.weights import as_model
 
@@ -269,7 +269,7 @@ class StructureGenerator:
     def _draw(
         self,
         batch: list[Draw],
-        sampler: PredictorCorrector,
+        sampler: Sampler,
         guide: EnergyGuidance | None,
         settings: dict[str, Any],
         keep_frames: bool,

@@ -16,7 +16,6 @@ from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel, ModelConfig
 from crystalml.models.periodic import PeriodicConfig
 from crystalml.noise.product import CrystalNoise
-from crystalml.noise.wrapped import WrappedNormal
 from crystalml.objectives.denoising import Denoising
 from crystalml.objectives.energy import IntermediateEnergy
 from crystalml.objectives.geossl import (
@@ -28,7 +27,8 @@ from crystalml.objectives.geossl import (
 )
 from crystalml.objectives.potential import Potential
 from crystalml.objectives.reconstruction import Reconstruction
-from crystalml.sample.predictor_corrector import PredictorCorrector
+from crystalml.sample.base import Sampler
+from crystalml.sample.solvers import solver
 
 Size = Literal["tiny", "small", "base", "paper"]
 C = TypeVar("C")
@@ -199,12 +199,6 @@ def noise_for(model: CrystalModel) -> CrystalNoise:
 
 def sampler(
     noise: CrystalNoise, steps: int | None = None, order: Literal["code", "paper"] = "code"
-) -> PredictorCorrector:
-    """The published sampler: DiffCSP's predictor-corrector, GemsDiff's Algorithm 2, which corrects nothing.
-
-    steps = None visits all levels, as published.
-    """
-    if isinstance(noise.frac, WrappedNormal):
-        return PredictorCorrector(noise, steps=steps, order=order)
-    # GemsDiff's code says 0.1, which would forbid solid hydrogen.
-    return PredictorCorrector(noise, steps=steps, corrector=False, density=(0.05, 100.0))
+) -> Sampler:
+    """The published sampler of a noise; steps = None visits all levels."""
+    return solver("pc", noise, steps, order=order)
