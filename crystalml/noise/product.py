@@ -68,13 +68,14 @@ class CrystalNoise:
         last: float = 6e-3,
         posterior: Literal["exact", "code"] = "exact",
         lattice_mode: Literal["diffuse", "predict"] = "diffuse",
+        dof: Literal[6, 9] = 6,
     ) -> CrystalNoise:
         """Lie-algebra lattice and torus of GemsDiff, whose mean displacement is always removed.
 
         last: beta_T of the coordinates, 2e-3 in the paper's Table 1. lattice_mode="predict": no diffusion
-        of the lattice, see `PredictedCell`.
+        of the lattice, see `PredictedCell`. dof 9 noises the orientation too, as in the paper.
         """
-        cell = LieDDPM.linear(num_steps) if lattice_mode == "diffuse" else PredictedCell(num_steps)
+        cell = LieDDPM.linear(num_steps, dof) if lattice_mode == "diffuse" else PredictedCell(num_steps)
         return CrystalNoise(cell, TorusDDPM.linear(num_steps, last, posterior), centered=True)
 
     @property
