@@ -289,6 +289,47 @@ def uncertainty(
     run(model, val=val, test=test, seed=seed, out=out, device=device)
 
 
+@benchmark.command(
+    epilog=examples(
+        "crystalml benchmark relax ../shared/data", "crystalml benchmark relax DATA -n 50 --timed 0"
+    )
+)
+def relax(
+    folder: Annotated[Path, typer.Argument(help="A CrysDB folder.")],
+    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Validation crystals.")] = 200,
+    rattle: Annotated[float, typer.Option(min=0, help="Of each coordinate (A).")] = 0.1,
+    strain: Annotated[float, typer.Option(min=0, help="Of each component of the strain.")] = 0.03,
+    fmax: Annotated[float, typer.Option(help="Stop when no force exceeds this (eV/A).")] = 0.05,
+    max_steps: Annotated[int, typer.Option(min=0, help="Give up after this many steps.")] = 500,
+    optimizer: Annotated[str, typer.Option(help="lbfgs or fire.")] = "lbfgs",
+    subset: Annotated[str, typer.Option("--benchmark", help="mp_20_val or mpts_52_val.")] = "mp_20_val",
+    timed: Annotated[int, typer.Option(min=0, help="Crystals to time against ASE one by one.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds of timing.")] = 3,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file of the result.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Disturbed crystals relaxed: the share that comes back, volume errors, and the time it takes."""
+    from crystalml.benchmarks.relax import run
+    from crystalml.relaxation.settings import RelaxSettings
+
+    run(
+        folder,
+        model,
+        n=n,
+        seed=seed,
+        rattle=rattle,
+        strain=strain,
+        settings=RelaxSettings(fmax, max_steps, optimizer=optimizer),
+        subset=subset,
+        timed=timed,
+        repeats=repeats,
+        out=out,
+        device=device,
+    )
+
+
 @benchmark.command(epilog=examples("crystalml benchmark speed", "crystalml benchmark speed --crystals 256"))
 def speed(
     test: Annotated[Path | None, typer.Option(help="Parquet file of crystals [default: random]")] = None,
