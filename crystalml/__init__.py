@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from crystalml.calculators.ase import DaoCalculator
     from crystalml.convert import read_structures, to_atoms, to_batch, to_structures
     from crystalml.crystal import CrystalBatch
+    from crystalml.featurizers import DaoFeaturizer, FourierFrameNetFeaturizer
     from crystalml.generate import StructureGenerator
     from crystalml.predict import Predictor
+    from crystalml.property import PropertyPredictor
     from crystalml.prototypes.atlas import PrototypeAtlas
     from crystalml.prototypes.substitute import substitute
     from crystalml.relax import relax
@@ -27,7 +29,10 @@ __version__ = "0.1.0"
 __all__ = [
     "CrystalBatch",
     "DaoCalculator",
+    "DaoFeaturizer",
+    "FourierFrameNetFeaturizer",
     "Predictor",
+    "PropertyPredictor",
     "PrototypeAtlas",
     "StructureGenerator",
     "__version__",
@@ -45,7 +50,10 @@ __all__ = [
 _HOME = {
     "CrystalBatch": "crystalml.crystal",
     "DaoCalculator": "crystalml.calculators.ase",
+    "DaoFeaturizer": "crystalml.featurizers",
+    "FourierFrameNetFeaturizer": "crystalml.featurizers",
     "Predictor": "crystalml.predict",
+    "PropertyPredictor": "crystalml.property",
     "PrototypeAtlas": "crystalml.prototypes.atlas",
     "StructureGenerator": "crystalml.generate",
     "list_models": "crystalml.weights.registry",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,6 @@ from crystalml.models.fourierframenet import FourierFrameNetConfig
 from crystalml.models.model import CrystalModel, EncoderConfig
 from crystalml.models.periodic import PeriodicConfig
 from crystalml.predict import pack, pack_neighbors, pair_budget
-from crystalml.progress import ProgressBar
 
 _NEIGHBOR_PAIRS = 2**14  # of encoders whose pairs are short rows: larger groups leave the cache
 
@@ -46,11 +46,14 @@ def mirror(x: CrystalBatch) -> CrystalBatch:
 
 
 def embed(
-    model: CrystalModel, x: CrystalBatch, max_pairs: int | None = None, bar: ProgressBar | None = None
+    model: CrystalModel,
+    x: CrystalBatch,
+    max_pairs: int | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> Embedding:
     """The encoder's features of clean crystals, on its device; the mean of both hands where it knows hands.
 
-    bar: advanced by crystals.
+    report: called with the number of crystals after each group.
     """
     weight = next(model.parameters())
     x = x.to(weight.device, weight.dtype)
@@ -65,8 +68,8 @@ def embed(
         graph, node = _features(model, part)
         graphs.append(graph)
         nodes.append(node)
-        if bar is not None:
-            bar.advance(len(part))
+        if report is not None:
+            report(len(part))
     order = torch.cat(groups).to(weight.device)
     back = torch.argsort(order)
     counts = x.num_atoms[order]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import spglib
 import torch
@@ -46,7 +48,8 @@ def _reduce(one: CrystalBatch, symprec: float) -> tuple[Array, NDArray[np.int64]
     """Lattice rows, atoms kept, and the place among them of each atom's representative."""
     lattice, count = one.lattice[0].numpy(), len(one.numbers)
     chosen, owner = np.arange(count), np.arange(count)
-    found = spglib.get_symmetry_dataset((lattice, one.frac.numpy(), one.numbers.numpy()), symprec)
+    cell: Any = (lattice, one.frac.numpy(), one.numbers.numpy())
+    found = spglib.get_symmetry_dataset(cell, symprec)
     if found is not None:
         _, first, place = np.unique(found.mapping_to_primitive, return_index=True, return_inverse=True)
         share = abs(np.linalg.det(found.primitive_lattice) / np.linalg.det(lattice))

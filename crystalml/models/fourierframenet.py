@@ -1,4 +1,4 @@
-"""FourierFrameNet, the network of NeuralCrystal: local frames within the cell, Fourier features between cells."""
+"""FourierFrameNet, the network of NeuralCrystal: local frames near by, Fourier features between cells."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def cell_pairs(x: CrystalBatch) -> tuple[Pairs, Tensor, Tensor]:
 class Block(nn.Module):
     """Four-way attention between scalars and vectors, then feed-forward (NeuralCrystal, Eqs. 4-10, pre-norm).
 
-    Logits l^ab_ij = FO + MLP_ab(distance or Fourier) + q^a_i . k^b_j / sqrt(d), a, b in {s, v}; q^v and k^v read
+    Logits l^ab_ij = FO + MLP_ab(distance or Fourier) + q^a_i . k^b_j / sqrt(d), a, b in {s, v}; q^v, k^v read
     proj_i(v) = SiLU(W E_i v_i). With A their weights,
       s_i += W [sum_j A^ss (f_ij W s_j), proj_i(sum_j A^sv v_j)],
       v_i += W sum_j A^vv v_j + W sum_j A^vs (f_ij W s_j) u_ij.
@@ -222,7 +222,7 @@ class Block(nn.Module):
     for the sum of proj: one product an atom instead of one a pair.
     "smooth": A = w e^l / (e^S' + sum w e^l) up to a factor, with w the cutoff function, so that no neighbour
     appears at the cutoff with a finite weight; a learned S goes from averages to sums, since a softmax cannot
-    count neighbours; the values see the pair through f_ij = W u_ij, for a softmax over equal neighbours is blind
+    count neighbours; values see the pair through f_ij = W u_ij, for a softmax over equal neighbours is blind
     to their distance. "paper": softmax, f = 1, A^vs in both lines.
     """
 
@@ -264,7 +264,7 @@ class Block(nn.Module):
         return silu(self.project(local(v, frames, self.chiral)))
 
     def receive(self, h: Tensor, v: Tensor, frames: Tensor, table: Table) -> tuple[Tensor, ...]:
-        """sum A^ss f W s_j (n, m), sum A^sv v_j and sum A^vv v_j (n, 3, c), sum A^vs f W s_j u_ij (n, 3, m)."""
+        """sum A^ss f W s_j (n, m), sums of A^sv v_j and A^vv v_j (n, 3, c), A^vs f W s_j u_ij (n, 3, m)."""
         m, c = self.scalar.out_features // 3, v.shape[-1]
         query_s, key_s, value = self.scalar(h).chunk(3, -1)
         query_v, key_v = self.vector(self.proj(v, frames)).chunk(2, -1)

@@ -31,7 +31,7 @@ def gaussians(r: Tensor, count: int, cutoff: float) -> Tensor:
 def periodic_frames(pairs: Pairs, cutoff: float) -> Tensor:
     """(n, 3, 3) rows e0, e1, e2 from the neighbours over all images: independent of the choice of the cell.
 
-    u, v = mean vectors to the neighbours under two different smooth weights; e0 = -u/|u|, e1 = u x v / |u x v|,
+    u, v = mean vectors to the neighbours under two smooth weights; e0 = -u/|u|, e1 = u x v / |u x v|,
     e2 = e0 x e1, each times a factor that takes it to zero where u or u x v does. At a site whose point group
     admits no polar vector (inversion, T_d, ...) the zero is forced by symmetry: any repaired frame would
     break the equivariance.
@@ -43,7 +43,7 @@ def periodic_frames(pairs: Pairs, cutoff: float) -> Tensor:
 
 
 def paper_frames(x: CrystalBatch, pairs: Pairs, cutoff: float) -> Tensor:
-    """(n, 3, 3) frames as printed (NeuralCrystal, Eq. 1): e0 along x_i - x_k, e1 along x_i x x_k, e2 = e0 x e1.
+    """(n, 3, 3) frames as printed (NeuralCrystal, Eq. 1): e0 || x_i - x_k, e1 || x_i x x_k, e2 = e0 x e1.
 
     x_k is the mean of the neighbours within one cell, positions are taken from the cell's mean. An atom that
     leaves the cell through one face and enters by the other changes its frame: kept for comparison.

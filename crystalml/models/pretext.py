@@ -34,7 +34,7 @@ class VelocityHead(nn.Module):
 
 
 class DistanceHead(nn.Module):
-    """What was added to a distance, from the features of its atoms in another view: (m,) in units of sigma."""
+    """What was added to a distance, from its atoms' features in another view: (m,) in units of sigma."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -30,13 +30,11 @@ class PropertyConfig:
     points: int = 0
 
     def build(self, dim: int) -> PropertyHead:
-        if self.head == "mlp":
-            return MLPHead(dim, len(self.classes))
-        if self.head == "linear":
-            return LinearHead(dim, len(self.classes))
-        if self.head == "kernel" and not self.classes:
+        if self.head == "kernel":
+            if self.classes:
+                raise ValueError("a Gaussian process is for numbers, not for classes")
             return KernelHead(dim, self.points)
-        raise ValueError(f"no head {self.head!r} for {len(self.classes) or 'no'} classes")
+        return {"mlp": MLPHead, "linear": LinearHead}[self.head](dim, len(self.classes))
 
     def to_network(self, y: Tensor) -> Tensor:
         return (y - self.mean) / self.std
@@ -118,7 +116,7 @@ class LinearHead(PropertyHead):
 
 
 class KernelHead(PropertyHead):
-    """A Gaussian process on standardised features: k(u, u') = a exp(-|u - u'|^2 / 2 l^2) (Rasmussen 2006, Alg. 2.1).
+    """A Gaussian process, k(u, u') = a exp(-|u - u'|^2 / 2 l^2) (Rasmussen and Williams 2006, Alg. 2.1).
 
     points (m, d) and weights (m,) of the training crystals; whiten (m, m) is the inverse of the Cholesky
     factor of their covariance.

@@ -1,4 +1,4 @@
-"""GeoSSL: pretraining on two views of a crystal without labels (NeuralCrystal §3; Liu et al., ICLR 2022, 2023).
+"""GeoSSL: pretraining on two views of a crystal, no labels (NeuralCrystal §3; Liu et al., ICLR 2022, 2023).
 
 Each objective is a frozen dataclass that needs one head, `pretext`, on the model (None: none at all).
 Everything runs in full precision: displacements are small beside positions.
@@ -38,7 +38,7 @@ class PositionFlowMatching:
     """GeoSSL-PFM: velocity from one view to the other along the straight path between them (Eq. 14).
 
     g_s = g_1 + s (g_2 - g_1), s ~ U(0, 1). Towards the data the target is g_1 - g_2, towards the noise
-    g_2 - g_1. As printed both are asked of one v(g_s), whose best answer is 0; hence the direction is told, as
+    g_2 - g_1. As printed both are asked of one v(g_s), whose best answer is 0; so the direction is told, as
     the sign of the time given to the encoder: +1000 s towards the data, -1000 s towards the noise.
     reverse: share of crystals asked for the way to the noise. directed=False is the printed, symmetric form.
     Errors are in units of sigma^2, so a model that always says 0 scores 1.
@@ -73,8 +73,8 @@ class DistanceDenoising:
     """GeoSSL-DDM: the noise in the distances of one view, from the other's features (Liu et al., ICLR 2023).
 
     d' = d + sigma eps at geometric levels sigma; the target -(d' - d) / sigma^2 weighed by sigma^2 is eps
-    with a factor one half. Both directions, halved. pairs: neighbours within `cutoff` drawn from a batch, whose
-    list is found in the first view and read in both.
+    with a factor one half. Both directions, halved. pairs: how many neighbours within `cutoff` are drawn
+    from a batch; their list is found in the first view and read in both.
     """
 
     pretext: ClassVar[Pretext | None] = "distance"
@@ -109,9 +109,7 @@ class DistanceDenoising:
     ) -> Tensor:
         high, low = self.levels
         table = torch.logspace(0, 1, self.num_levels, low / high, device=node.device, dtype=node.dtype) * high
-        level = torch.randint(
-            self.num_levels, distance.shape, generator=generator, device=node.device
-        )
+        level = torch.randint(self.num_levels, distance.shape, generator=generator, device=node.device)
         sigma = table[level]
         eps = torch.randn(distance.shape, generator=generator, device=node.device, dtype=node.dtype)
         found = model.pretext_head(node, i, j, distance + sigma * eps, sigma)  # type: ignore[operator]

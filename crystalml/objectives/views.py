@@ -12,7 +12,7 @@ SIGMA = 0.3  # Angstrom; GeoSSL's code, molecules
 
 
 def displacement(x: CrystalBatch, sigma: float, generator: torch.Generator | None) -> Tensor:
-    """(n, 3) sigma xi in Angstrom, xi ~ N(0, I) without its mean over each crystal: no view is a translation."""
+    """(n, 3) sigma xi in Angstrom, xi ~ N(0, I) without its mean over each crystal: no translation."""
     xi = torch.randn(x.frac.shape, generator=generator, device=x.device, dtype=x.dtype)
     return sigma * remove_mean(xi, x.index, x.num_atoms)
 

@@ -22,8 +22,8 @@ from crystalml.training.fit import FitConfig, Run, fit
 class FinetuneConfig:
     """The run ends after `epochs`, after `minutes`, or when `patience` epochs brought nothing new.
 
-    freeze: train the head alone. crystals: of a batch, None for a tenth of the data within 8 to 64. pairs: padded
-    atom pairs or neighbours of a batch.
+    freeze: train the head alone. crystals: of a batch, None for a tenth of the data within 8 to 64.
+    pairs: padded atom pairs or neighbours of a batch.
     """
 
     epochs: int = 100

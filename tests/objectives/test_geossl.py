@@ -10,9 +10,9 @@ from crystalml.crystal import CrystalBatch
 from crystalml.errors import ArchitectureError
 from crystalml.geometry.neighbors import neighbor_list
 from crystalml.geometry.torus import logmap, remove_mean
+from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.encoder import Features
 from crystalml.models.fourierframenet import FourierFrameNetConfig
-from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.model import CrystalModel, ModelConfig, Outputs
 from crystalml.models.pretext import DistanceHead, VelocityHead
 from crystalml.objectives.geossl import (

@@ -1,0 +1,390 @@
+"""PropertyPredictor: learn any property of crystals from a table, on top of a pretrained encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from crystalml.calibrate import MIN_CRYSTALS, fit_error_bar
+from crystalml.convert import to_batch
+from crystalml.crystal import CrystalBatch
+from crystalml.datasets.packed import PackedDataset
+from crystalml.datasets.splits import random_split
+from crystalml.elements import atomic_number, symbol
+from crystalml.embed import embed, knows_cell, knows_hands
+from crystalml.errors import InputError, TrainingError, UnsupportedError
+from crystalml.models.error_bar import ErrorBar
+from crystalml.models.model import CrystalModel, EncoderConfig, ModelConfig
+from crystalml.models.property_head import Estimate, MLPHead, PropertyConfig
+from crystalml.objectives.regression import Regression
+from crystalml.primitive import primitive_cells
+from crystalml.progress import ProgressBar
+from crystalml.training.checkpoint import save_model
+from crystalml.training.fewshot import kernel_head, linear_head, logistic_head
+from crystalml.training.finetune import Epoch, FinetuneConfig, finetune
+from crystalml.weights.registry import as_model, load_model
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Structure
+
+    Structures = Structure | Atoms | CrystalBatch | Iterable[Structure | Atoms | CrystalBatch]
+
+Array = NDArray[Any]
+Method = Literal["finetune", "ridge", "gp"]
+METHODS: tuple[Method, ...] = ("finetune", "ridge", "gp")
+DEFAULT_ENCODER = "fourierframenet-pfm"
+
+
+class PropertyPredictor(BaseEstimator):
+    """fit(structures, y), predict(structures, return_std=True), save, load: any number or class of a crystal.
+
+    encoder: shipped name, path, "hf://..." or CrystalModel whose encoder is the start, or an encoder's
+    configuration for untrained weights. method: "finetune" trains encoder and a two-layer head (with
+    freeze=True the head alone) with early stopping; for few labels "ridge" (Bayesian ridge, or logistic
+    regression) and "gp" (Gaussian process) fit a head on the frozen features. name, unit: of the property.
+    classification: None decides by y (text and bool are classes). primitive: bring crystals to primitive
+    Niggli cells where the encoder knows the cell, so that the answer does not depend on it.
+    val_fraction: of the training crystals, watched for early stopping and error bars, unless
+    fit(validation=...) gives others. seed fixes split, initial head and batches.
+
+    A scikit-learn estimator whose X is a list of structures: `clone`, `GridSearchCV`, `cross_val_score` work.
+    """
+
+    def __init__(
+        self,
+        encoder: str | os.PathLike[str] | CrystalModel | EncoderConfig = DEFAULT_ENCODER,
+        method: Method = "finetune",
+        *,
+        name: str = "y",
+        unit: str = "",
+        classification: bool | None = None,
+        primitive: bool = True,
+        val_fraction: float = 0.1,
+        epochs: int = 100,
+        minutes: float | None = None,
+        patience: int = 20,
+        lr: float = 1e-3,
+        freeze: bool = False,
+        seed: int = 0,
+        device: str | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.encoder = encoder
+        self.method = method
+        self.name = name
+        self.unit = unit
+        self.classification = classification
+        self.primitive = primitive
+        self.val_fraction = val_fraction
+        self.epochs = epochs
+        self.minutes = minutes
+        self.patience = patience
+        self.lr = lr
+        self.freeze = freeze
+        self.seed = seed
+        self.device = device
+        self.progress = progress
+
+    # --- learning ---------------------------------------------------------------------------------------
+    def fit(
+        self,
+        structures: Structures,
+        y: Sequence[Any] | Array,
+        validation: tuple[Structures, Sequence[Any] | Array] | None = None,
+    ) -> PropertyPredictor:
+        """Learn from crystals and their values (b,). history_ then holds one `Epoch` for each epoch.
+
+        Raises InputError (lengths, NaN, a constant target, one class, an unknown method).
+        """
+        if self.method not in METHODS:
+            raise InputError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        model = self._start()
+        x = self._cells(structures, model)
+        target, z = self._target(y, len(x))
+        train, val = self._split(x, z, target, validation, model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)  # the head's first weights
+            model = _with_target(model, target, len(train))
+        model.to(self._device())
+        self.history_: list[Epoch] = []
+        if self.method == "finetune":
+            self._finetune(model, target, train, val)
+        else:
+            self._fewshot(model, target, train)
+        seen = torch.unique(torch.cat([train.numbers, val.numbers])).tolist()
+        model.card = self._card(model, sorted(set(seen) | _elements(model.card)), len(train), len(val))
+        self.model_ = model.eval()
+        return self
+
+    def _start(self) -> CrystalModel:
+        """The encoder to start from, with nothing on it."""
+        if isinstance(self.encoder, str | os.PathLike | CrystalModel):
+            found = as_model(self.encoder, "cpu", torch.float32)
+            model = ModelConfig(found.config.encoder, noise=False).build()
+            model.encoder.load_state_dict(found.encoder.state_dict())
+            model.card = dict(found.card)
+            return model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return ModelConfig(self.encoder, noise=False).build()
+
+    def _target(self, y: Sequence[Any] | Array, count: int) -> tuple[PropertyConfig, Tensor]:
+        """What is learned, and its standardised values or class numbers (b,)."""
+        values = np.asarray(y)
+        if values.shape != (count,):
+            raise InputError(f"{count} structures need {count} values of y in one row, not {values.shape}")
+        classes = values.dtype.kind in "OUSb" if self.classification is None else self.classification
+        if classes:
+            names, codes = np.unique(values.astype(str), return_inverse=True)
+            if len(names) < 2:
+                raise InputError(f"all {count} crystals are of class {names[0]!r}: there is nothing to learn")
+            kind = "mlp" if self.method == "finetune" else "linear"
+            if self.method == "gp":
+                raise InputError("method 'gp' is for numbers; for classes use 'finetune' or 'ridge'")
+            config = PropertyConfig(self.name, self.unit, classes=tuple(names.tolist()), head=kind)  # type: ignore[arg-type]
+            return config, torch.from_numpy(codes).float()
+        numbers = _numbers(values)
+        mean, std = float(numbers.mean()), float(numbers.std())
+        if not std > 0:
+            raise InputError(f"y is {mean:g} for all {count} crystals: there is nothing to learn")
+        head = {"finetune": "mlp", "ridge": "linear", "gp": "kernel"}[self.method]
+        config = PropertyConfig(self.name, self.unit, mean, std, head=head)  # type: ignore[arg-type]
+        return config, config.to_network(torch.from_numpy(numbers)).float()
+
+    def _split(
+        self,
+        x: CrystalBatch,
+        z: Tensor,
+        target: PropertyConfig,
+        validation: tuple[Structures, Sequence[Any] | Array] | None,
+        model: CrystalModel,
+    ) -> tuple[PackedDataset, PackedDataset]:
+        data = _packed(x, z)
+        if validation is not None:
+            others = self._cells(validation[0], model)
+            return data, _packed(others, _codes(validation[1], len(others), target))
+        if self.method != "finetune":
+            return data, data.select(torch.arange(0))
+        parts = random_split(len(data), {"train": 1 - self.val_fraction, "val": self.val_fraction}, self.seed)
+        if not len(parts["train"]):
+            raise TrainingError(f"val_fraction {self.val_fraction} leaves none of {len(data)} crystals")
+        return tuple(data.select(torch.from_numpy(part)) for part in parts.values())  # type: ignore[return-value]
+
+    def _finetune(
+        self, model: CrystalModel, target: PropertyConfig, train: PackedDataset, val: PackedDataset
+    ) -> None:
+        config = FinetuneConfig(
+            self.epochs, self.minutes, self.patience, self.lr, freeze=self.freeze, seed=self.seed
+        )
+        loss = Regression(classes=bool(target.classes), mirrored=knows_hands(model.config.encoder))
+        with ProgressBar(self.progress, f"learning {self.name}") as bar:
+            bar.add(1000)
+            done = 0
+            for epoch in finetune(model, loss, train, val, config):
+                self.history_.append(epoch)
+                bar.advance(round(1000 * epoch.share) - done)
+                done = round(1000 * epoch.share)
+        head = model.property_head
+        if isinstance(head, MLPHead) and head.error_bar is not None and len(val):
+            h = embed(model, val[:]).graph
+            with torch.no_grad():
+                last, error = head.hidden(h), head(h).value.cpu() - val.labels["target"]
+            fitted = _error_bar(last.double().cpu().numpy(), error.double().numpy())
+            head.error_bar.load_state_dict(fitted.state_dict())
+
+    def _fewshot(self, model: CrystalModel, target: PropertyConfig, train: PackedDataset) -> None:
+        with ProgressBar(self.progress, f"embedding for {self.name}") as bar:
+            bar.add(len(train))
+            h = embed(model, train[:], report=bar.advance).graph.cpu()
+        z = train.labels["target"]
+        if target.classes:
+            head: torch.nn.Module = logistic_head(h, z, len(target.classes), self.seed)
+        elif target.head == "linear":
+            head = linear_head(h, z)
+        else:
+            head = kernel_head(h, z, self.seed)
+        assert model.property_head is not None
+        model.property_head.load_state_dict(head.state_dict())
+
+    def _card(self, model: CrystalModel, elements: list[int], train: int, val: int) -> dict[str, Any]:
+        base = model.card.get("name") or type(model.encoder).__name__
+        training: dict[str, Any] = {"method": self.method, "crystals": train, "validation": val}
+        if self.history_:
+            training |= {"epochs": len(self.history_), "validation_loss": self.history_[-1].best}
+        kind = "class" if model.config.target and model.config.target.classes else "value"
+        unit = f" ({self.unit})" if self.unit else ""
+        return {
+            "name": self.name,
+            "recipe": "property",
+            "description": f"{self.name}{unit}: a {kind} learned on {base}.",
+            "training": training,
+            "elements": [symbol(z) for z in elements],
+        }
+
+    # --- answering --------------------------------------------------------------------------------------
+    def predict(self, structures: Structures, return_std: bool = False) -> Any:
+        """(b,) values in the property's unit, or classes; with return_std also (b,) error bars.
+
+        finetune: half the width in which 68 % of the errors on validation crystals lay, wider for crystals
+        unlike them; ridge and gp: the standard deviation of the posterior. Raises UnknownElementError for
+        elements seen neither in pretraining nor in fit.
+        """
+        target, estimate = self._estimate(structures)
+        if target.classes:
+            if return_std:
+                raise UnsupportedError("classes have no error bar; predict_proba gives their probabilities")
+            return np.asarray(target.classes)[estimate.value.argmax(-1).numpy()]
+        value = target.to_physical(estimate.value).numpy()
+        if not return_std:
+            return value
+        assert estimate.std is not None
+        return value, (estimate.std * target.std).numpy()
+
+    def predict_proba(self, structures: Structures) -> Array:
+        """(b, k) probabilities of the classes, in the order of `classes_`."""
+        target, estimate = self._estimate(structures)
+        if not target.classes:
+            raise UnsupportedError(f"{target.name} is a number, it has no classes; use predict")
+        return estimate.value.softmax(-1).numpy()
+
+    def score(self, structures: Structures, y: Sequence[Any] | Array) -> float:
+        """R^2 of numbers, accuracy of classes: scikit-learn's convention."""
+        from sklearn.metrics import accuracy_score, r2_score
+
+        found = self.predict(structures)
+        if self._target_config().classes:
+            return float(accuracy_score(np.asarray(y).astype(str), found))
+        return float(r2_score(np.asarray(y, float), found))
+
+    @property
+    def classes_(self) -> Array:
+        return np.asarray(self._target_config().classes)
+
+    def _estimate(self, structures: Structures) -> tuple[PropertyConfig, Estimate]:
+        target, model = self._target_config(), self.model_
+        known = {atomic_number(name) for name in model.card.get("elements", ())} or None
+        x = self._cells(structures, model, known)
+        with ProgressBar(self.progress, f"predicting {target.name}") as bar:
+            bar.add(len(x))
+            h = embed(model, x, report=bar.advance).graph
+        assert model.property_head is not None
+        with torch.no_grad():
+            found = model.property_head(h)
+        std = found.std.double().cpu() if found.std is not None else None
+        return target, Estimate(found.value.double().cpu(), std)
+
+    def _target_config(self) -> PropertyConfig:
+        if not hasattr(self, "model_"):
+            raise InputError("this PropertyPredictor has learned nothing yet: call fit, or load one")
+        target = self.model_.config.target
+        assert target is not None
+        return target
+
+    def _cells(
+        self, structures: Structures, model: CrystalModel, known: set[int] | None = None
+    ) -> CrystalBatch:
+        x = to_batch(structures, dtype=torch.float64, known=known)
+        if self.primitive and knows_cell(model.config.encoder):
+            x, _ = primitive_cells(x)
+        return x.replace(labels={}, site_labels={})
+
+    def _device(self) -> torch.device:
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    # --- keeping ----------------------------------------------------------------------------------------
+    def save(self, path: str | Path, card: dict[str, Any] | None = None) -> None:
+        """Write one .safetensors file with encoder, head and card; `card` overrides entries."""
+        self._target_config()
+        if Path(path).suffix != ".safetensors":
+            raise InputError(f"{path}: a property model is kept as a .safetensors file; give such a name")
+        save_model(self.model_, path, {**self.model_.card, **(card or {})})
+
+    @classmethod
+    def load(
+        cls, model: str | os.PathLike[str], device: str | None = None, progress: bool = False
+    ) -> PropertyPredictor:
+        """A saved predictor: shipped name, path or "hf://owner/repo". Raises WeightsError as `load_model`."""
+        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        found = load_model(model, place)
+        if found.config.target is None:
+            raise UnsupportedError(
+                f"{model} predicts no property; fine-tune it: PropertyPredictor({model!r})"
+            )
+        target = found.config.target
+        method = {"mlp": "finetune", "linear": "ridge", "kernel": "gp"}[target.head]
+        out = cls(
+            model,
+            method,  # type: ignore[arg-type]
+            name=target.name,
+            unit=target.unit,
+            classification=bool(target.classes),
+            device=device,
+            progress=progress,
+        )
+        out.model_, out.history_ = found, []
+        return out
+
+
+def _with_target(model: CrystalModel, target: PropertyConfig, points: int) -> CrystalModel:
+    """A model with the same encoder and a fresh head for the property."""
+    target = replace(target, points=points) if target.head == "kernel" else target
+    out = replace(model.config, target=target).build()
+    out.encoder.load_state_dict(model.encoder.state_dict())
+    out.card = dict(model.card)
+    return out
+
+
+def _numbers(values: Array) -> NDArray[np.float64]:
+    try:
+        numbers = values.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"y holds something that is no number: {error}") from error
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        raise InputError(f"y is not finite at {len(bad)} places, first at {bad[0]}; leave those crystals out")
+    return numbers
+
+
+def _codes(y: Sequence[Any] | Array, count: int, target: PropertyConfig) -> Tensor:
+    """Validation values as the head sees them."""
+    values = np.asarray(y)
+    if values.shape != (count,):
+        raise InputError(f"{count} validation structures need {count} values, not {values.shape}")
+    if not target.classes:
+        return target.to_network(torch.from_numpy(_numbers(values))).float()
+    places = {name: k for k, name in enumerate(target.classes)}
+    strange = sorted(set(values.astype(str)) - set(places))
+    if strange:
+        raise InputError(f"validation holds classes that training lacks: {', '.join(strange)}")
+    return torch.tensor([places[name] for name in values.astype(str)]).float()
+
+
+def _packed(x: CrystalBatch, z: Tensor) -> PackedDataset:
+    labels = {"target": z.numpy()}
+    return PackedDataset.from_arrays(
+        x.numbers.numpy(), x.frac.numpy(), x.lattice.numpy(), x.num_atoms.numpy(), labels
+    )
+
+
+def _elements(card: dict[str, Any]) -> set[int]:
+    return {atomic_number(name) for name in card.get("elements", ())}
+
+
+def _error_bar(features: NDArray[np.float64], error: NDArray[np.float64]) -> ErrorBar:
+    """Fitted where there are enough crystals, else one width for all, which holds 68 % of the errors."""
+    if len(error) >= MIN_CRYSTALS:
+        return fit_error_bar(features, error)
+    out, size = ErrorBar(features.shape[1]), np.sort(np.abs(error))
+    rank = min(int(np.ceil((len(size) + 1) * 0.68)), len(size)) - 1
+    out.offset.fill_(float(np.log(max(size[rank], 1e-9))))
+    return out
