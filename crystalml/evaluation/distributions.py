@@ -33,8 +33,8 @@ def rate(name: str, hits: Sequence[bool] | NDArray[np.bool_], note: str, seed: i
 def geometry(table: Table, reference: Table, seed: int) -> dict[str, Metric]:
     """W1 of density, volume and number of elements; total variation of space groups."""
     found = {
-        "density_wasserstein": _wasserstein("density", "density", "g/cm^3", table, reference, seed),
-        "volume_wasserstein": _wasserstein("volume", "volume_per_atom", "A^3/atom", table, reference, seed),
+        "density_wasserstein": _wasserstein("density", "density", "g/cm³", table, reference, seed),
+        "volume_wasserstein": _wasserstein("volume", "volume_per_atom", "Å³/atom", table, reference, seed),
         "elements_wasserstein": _wasserstein("elements a crystal", "elements", "", table, reference, seed),
     }
     mine, theirs = _finite(table["spacegroup"]), _finite(reference["spacegroup"])

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
-from crystalml.evaluation.facts import crystal_system
+from crystalml.evaluation.facts import SYMPREC, crystal_system
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAX_DRAWN = 60  # atoms of a cell in the gallery
 SAMPLES, REFERENCE, INK = "#2563a8", "#b8b3a8", "#33302b"
 SYSTEMS = ("triclinic", "monoclinic", "orthorhombic", "tetragonal", "trigonal", "hexagonal", "cubic")
 Table = dict[str, list[Any]]
@@ -106,12 +107,23 @@ def crystal(structure: Structure) -> str:
     from pymatgen.io.ase import AseAtomsAdaptor
 
     figure, axes = _axes(2.1, 2.1)
-    atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
+    atoms = AseAtomsAdaptor.get_atoms(_conventional(structure), msonable=False)
     plot_atoms(atoms, axes, radii=0.45, rotation="-80x,20y,0z")
     axes.set_axis_off()
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", transparent=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _conventional(structure: Structure) -> Structure:
+    """The cell that people know, unless it is too full to be seen."""
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+    try:
+        cell = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_conventional_standard_structure()
+    except Exception:  # spglib gives up on degenerate cells with several exception types
+        return structure
+    return cell if len(cell) <= MAX_DRAWN else structure
 
 
 def _axes(width: float = 4.2, height: float = 2.5) -> tuple[Figure, Axes]:

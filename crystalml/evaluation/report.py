@@ -81,8 +81,9 @@ def _metrics(evaluation: Evaluation) -> str:
     ]
     head = ("", "value", "95 % interval", "floor", "unit", "n", "what it is")
     caption = (
-        "Intervals are bootstrap intervals. The floor of a distance is that between two random halves of the "
-        "reference: what a perfect generator would score with half as many samples."
+        "Intervals are 95 % bootstrap intervals. Distances between finite samples are biased upwards; their "
+        "intervals are not, and may lie below the value. The floor of a distance is that between two random "
+        "halves of the reference: what a perfect generator would score with half as many samples."
     )
     return _html_table(head, rows) + f'<p class="note">{caption}</p>'
 

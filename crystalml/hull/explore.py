@@ -58,8 +58,8 @@ def explore(
     draw: any generator as a function (formula, n) -> structures; None is `StructureGenerator().sample` with
     `strategy` and `seed`. formulas: what to sample; None for those of `candidates`. n structures each are
     drawn and relaxed (max_steps) with the potential `energy_model`; the lowest energy counts. hull: a
-    table, see `HullTable`; None is the shipped one. out: folder of the journal, where the same call goes on after a
-    stop; `name` says there what `draw` is.
+    table, see `HullTable`; None is the shipped one. out: folder of the journal, where the same call goes on
+    after a stop; `name` says there what `draw` is.
 
     The hull is DFT's, the samples' energies are the potential's: read energies above hull with its error in
     mind (`Exploration.shift` measures it on the formulas that both know). Raises InputError.

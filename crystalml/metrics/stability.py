@@ -194,9 +194,12 @@ def _entry(formula: str, energy: float) -> PDEntry:
 
 def _reduced(formula: str | Composition) -> str:
     try:
-        return Composition(formula).reduced_formula
+        composition = Composition(formula)
     except (ValueError, TypeError) as error:
         raise InputError(f"{formula!r} is no chemical formula: {error}") from error
+    if not (composition and all(Element.is_valid_symbol(str(part)) for part in composition)):
+        raise InputError(f"{formula!r} is no chemical formula: it holds more than plain elements, or nothing")
+    return composition.reduced_formula
 
 
 def _symbols(formula: str) -> Iterator[str]:
