@@ -159,7 +159,11 @@ class CrystalModel(nn.Module):
         return Outputs(features, noise, *self.energy_head(features, x))
 
     def denoise(self, x: CrystalBatch, t: Tensor) -> Tangent:
-        """Predicted lattice noise (b, 3, 3) and normalised score (n, 3) at levels t (b,)."""
+        """What the noise that the model was trained with asks of it at levels t (b,), see `crystalml.noise`.
+
+        lattice (b, 3, 3), frac (n, 3): DiffCSP's lattice noise and normalised score, GemsDiff's log P_0 and way
+        back to the clean crystal.
+        """
         noise = self(x, t).noise
         if noise is None:
             raise UnsupportedError("this model has no noise head; load one trained to generate (dao-g)")
