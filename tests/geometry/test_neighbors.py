@@ -10,7 +10,13 @@ from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import CellError, NonFiniteError
-from crystalml.geometry.neighbors import min_distances, minkowski_reduce, neighbor_list
+from crystalml.geometry.neighbors import (
+    min_distances,
+    minkowski_reduce,
+    nearest_neighbors,
+    neighbor_list,
+)
+from crystalml.testing import rand_crystals
 
 
 def images(reach: int) -> Tensor:
@@ -210,3 +216,36 @@ def test_free_directions_have_no_images(pbc: tuple[bool, ...]) -> None:
     }
     assert ours == theirs
     assert (found.distance < cutoff).all()
+
+
+@pytest.mark.parametrize("count", [4, 12, 32])
+def test_nearest_neighbors_are_the_first_of_all(count: int) -> None:
+    """Against a plain search of all images; `reach` is the next one's distance, or the sphere's radius."""
+    x = rand_crystals(3, 6, max_atoms=6)
+    edges, reach = nearest_neighbors(x, count)
+    k = torch.cartesian_prod(*[torch.arange(-5.0, 6.0, dtype=torch.float64)] * 3)
+    for atom in range(len(x.numbers)):
+        crystal = int(x.index[atom])
+        others = (x.index == crystal).nonzero()[:, 0]
+        delta = x.frac[others][:, None] + k - x.frac[atom]
+        distance = (delta @ x.lattice[crystal]).norm(dim=-1).flatten().sort().values[1:]  # not itself
+        found = edges.distance[edges.i == atom]
+        radius = (1.5 * count * 3 / (4 * torch.pi) * x.volume[crystal] / x.num_atoms[crystal]) ** (1 / 3)
+        inside = min(count, int((distance < radius).sum()))
+        torch.testing.assert_close(found, distance[:inside], atol=1e-9, rtol=0)
+        limit = distance[count] if distance[count] < radius else radius
+        torch.testing.assert_close(reach[atom], limit, atol=1e-9, rtol=0)
+    vector = torch.einsum(
+        "mi,mij->mj", x.frac[edges.j] - x.frac[edges.i] + edges.shift, x.lattice[x.index[edges.i]]
+    )
+    torch.testing.assert_close(edges.vector, vector, atol=1e-9, rtol=0)
+    torch.testing.assert_close(edges.vector.norm(dim=-1), edges.distance, atol=1e-9, rtol=0)
+
+
+def test_nearest_neighbors_scale_with_the_crystal() -> None:
+    """No length is built in: a cell a thousand times larger has the same neighbours."""
+    x = rand_crystals(4, 4)
+    small, near = nearest_neighbors(x, 10)
+    large, far = nearest_neighbors(x.replace(lattice=1000 * x.lattice), 10)
+    assert torch.equal(small.j, large.j) and torch.equal(small.shift, large.shift)
+    torch.testing.assert_close(far, 1000 * near, rtol=1e-9, atol=0)
