@@ -6,7 +6,6 @@ import glob
 import json
 import zipfile
 from collections.abc import Callable
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +99,7 @@ def _zip(path: Path) -> list[Structure]:
     with zipfile.ZipFile(path) as archive:
         names = sorted(name for name in archive.namelist() if name.lower().endswith(".cif"))
         texts = [archive.read(name).decode("utf-8") for name in names]
-    return [s for text in texts for s in CifParser(StringIO(text)).parse_structures(primitive=False)]
+    return [s for text in texts for s in CifParser.from_str(text).parse_structures(primitive=False)]
 
 
 _PARSERS: dict[str, Callable[[Path], list[Structure] | list[Atoms]]] = {
