@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from crystalml.models.error_bar import ErrorBar
+from crystalml.models.recalibration import Recalibration
+from crystalml.models.scalar_head import Kind, ScalarNoiseHead
 
-HeadKind = Literal["mlp", "linear", "kernel"]
+HeadKind = Literal["mlp", "linear", "kernel", "diffusion"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class PropertyConfig:
     """What is predicted and by which head, as plain data.
 
     mean, std: of the training values; heads work with z = (y - mean) / std. classes: the names of a
-    classification's classes, () for a number. points: training crystals that a "kernel" head keeps.
+    classification's classes, () for a number. points: training crystals that a "kernel" head keeps. noise:
+    the form of a "diffusion" head's network.
     """
 
     name: str = "y"
@@ -28,12 +31,15 @@ class PropertyConfig:
     classes: tuple[str, ...] = ()
     head: HeadKind = "mlp"
     points: int = 0
+    noise: Kind = "affine"
 
     def build(self, dim: int) -> PropertyHead:
+        if self.classes and self.head in ("kernel", "diffusion"):
+            raise ValueError(f"a {self.head} head is for numbers, not for classes")
         if self.head == "kernel":
-            if self.classes:
-                raise ValueError("a Gaussian process is for numbers, not for classes")
             return KernelHead(dim, self.points)
+        if self.head == "diffusion":
+            return DiffusionHead(dim, self.noise)
         return {"mlp": MLPHead, "linear": LinearHead}[self.head](dim, len(self.classes))
 
     def to_network(self, y: Tensor) -> Tensor:
@@ -52,35 +58,86 @@ class PropertyConfig:
 
 @dataclass(frozen=True)
 class Estimate:
-    """value: (b,) standardised numbers, or (b, k) logits of classes. std: (b,) of the numbers, else None."""
+    """value: (b,) standardised numbers, or (b, k) logits of classes. std: (b,) of the numbers, else None.
+
+    draws: (b, n) of a distribution, None where there is but the value.
+    """
 
     value: Tensor
     std: Tensor | None = None
+    draws: Tensor | None = None
 
 
 class PropertyHead(nn.Module):
-    """Features (b, d) of crystals -> Estimate."""
+    """Weights that read features (b, d) of crystals, and what validation says about the errors of numbers."""
 
-    def forward(self, h: Tensor) -> Estimate:
-        raise NotImplementedError
+    def __init__(self, spread: bool = True) -> None:
+        super().__init__()
+        self.recalibration = Recalibration(spread)
 
 
-class MLPHead(PropertyHead):
+class TrainedHead(PropertyHead):
+    """A head learned by gradients, which reads (h - shift) / scale.
+
+    shift, scale: mean and spread of the training crystals' features before fine-tuning; what tells crystals
+    of a narrow family apart is small beside what they share.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int, spread: bool = True) -> None:
+        super().__init__(spread)
+        self.register_buffer("shift", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(()))
+
+    def standardise(self, h: Tensor) -> None:
+        """Take shift and scale from features (b, d)."""
+        self.shift.copy_(h.mean(0))
+        self.scale.copy_((h - h.mean(0)).square().mean().sqrt().clamp(min=1e-3))
+
+    def standard(self, h: Tensor) -> Tensor:
+        return (h - self.shift) / self.scale
+
+
+class DiffusionHead(TrainedHead):
+    """The noise in a property, and the bounds of the property itself; `sample.scalar` makes draws of it.
+
+    bounds: (2,) of standardised values. floor: what is added to the spread of a crystal's draws to make its
+    scale, so that draws that happen to agree claim no certainty.
+    """
+
+    bounds: Tensor
+    floor: Tensor
+
+    def __init__(self, dim: int, kind: Kind = "affine") -> None:
+        super().__init__(dim, spread=False)
+        self.noise = ScalarNoiseHead(dim, kind)
+        self.register_buffer("bounds", torch.tensor([-10.0, 10.0]))
+        self.register_buffer("floor", torch.ones(()))
+
+
+class MLPHead(TrainedHead):
     """Two layers (DAO, Appendix 3.3), and for numbers an error bar on the features of the last one.
 
     The bar is fitted on validation crystals: std is the half width in which 68 % of their errors lie.
     """
 
     def __init__(self, dim: int, classes: int) -> None:
-        super().__init__()
+        super().__init__(dim)
         self.hidden = nn.Sequential(nn.Linear(dim, dim), nn.SiLU())
         self.out = nn.Linear(dim, classes or 1)
         self.error_bar = None if classes else ErrorBar(dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
+    def last(self, h: Tensor) -> Tensor:
+        """(b, d) what the last linear layer reads."""
+        out: Tensor = self.hidden(self.standard(h))
+        return out
+
     def forward(self, h: Tensor) -> Estimate:
-        last = self.hidden(h)
+        last = self.last(h)
         out = self.out(last)
         if self.error_bar is None:
             return Estimate(out)

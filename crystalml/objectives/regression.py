@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,25 @@ class Regression:
         self, model: nn.Module, x: CrystalBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """{"loss"}: scalar."""
-        if self.mirrored:
-            flip = torch.rand(len(x), generator=generator, device=x.device) < 0.5
-            x = x.replace(frac=wrap(torch.where(flip[x.index][:, None], -x.frac, x.frac)))
-        features = model(x).features
+        features = crystal_features(model, x, self.mirrored, generator)
         with torch.autocast(x.device.type, enabled=False):
-            found = model.property_head(features.graph.to(x.dtype)).value  # type: ignore[operator]
+            found = model.property_head(features).value  # type: ignore[operator]
             wanted = x.labels[self.label]
             if self.classes:
                 return {"loss": cross_entropy(found, wanted.long())}
             return {"loss": (found - wanted).abs().mean()}
+
+    def watched(self) -> Regression:
+        """The same without chance, for validation."""
+        return replace(self, mirrored=False)
+
+
+def crystal_features(
+    model: nn.Module, x: CrystalBatch, mirrored: bool, generator: torch.Generator | None
+) -> Tensor:
+    """(b, d) of the crystals, half of them shown as their mirror images if so wanted."""
+    if mirrored:
+        flip = torch.rand(len(x), generator=generator, device=x.device) < 0.5
+        x = x.replace(frac=wrap(torch.where(flip[x.index][:, None], -x.frac, x.frac)))
+    found: Tensor = model(x).features.graph.to(x.dtype)
+    return found

@@ -28,13 +28,15 @@ class ScalarChains:
         """features (b, d) -> (b, chains) standardised values.
 
         All crystals share the chains' random numbers, so that what is said of a crystal depends on the seed
-        and never on its company.
+        and never on its company. Chains come in pairs z, -z: each is a draw like any other, and with noise
+        that is affine in y their mean is exact but for the bounds.
         """
         levels = (
             torch.linspace(self.noise.num_steps, 0, (self.steps or self.noise.num_steps) + 1).round().long()
         )
         generator = torch.Generator().manual_seed(seed)
-        z = torch.randn(len(levels), chains, generator=generator).to(features)
+        z = torch.randn(len(levels), (chains + 1) // 2, generator=generator).to(features)
+        z = torch.stack([z, -z], -1).flatten(1)[:, :chains]
         y = z[0].expand(len(features), chains)
         base = head.of_features(features)
         for k, (t, s) in enumerate(zip(levels[:-1, None], levels[1:, None], strict=True), start=1):

@@ -5,31 +5,43 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from crystalml.crystal import CrystalBatch
 from crystalml.datasets.packed import PackedDataset
 from crystalml.errors import TrainingError
 from crystalml.models.layers import fast_autocast
 from crystalml.models.model import CrystalModel
-from crystalml.objectives.regression import Regression
 from crystalml.training.batches import batches
 from crystalml.training.fit import FitConfig, Run, fit
+
+
+class Task(Protocol):
+    """What is learned, and the form of it that is watched on validation crystals."""
+
+    def __call__(
+        self, model: Any, x: CrystalBatch, *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]: ...
+
+    def watched(self) -> Self: ...
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """The run ends after `epochs`, after `minutes`, or when `patience` epochs brought nothing new.
 
-    freeze: train the head alone. crystals: of a batch, None for a tenth of the data within 8 to 64.
-    pairs: padded atom pairs or neighbours of a batch.
+    slow: the encoder's learning rate as a share of the head's. freeze: train the head alone. crystals: of a
+    batch, None for a tenth of the data within 8 to 64. pairs: padded atom pairs or neighbours of a batch.
     """
 
     epochs: int = 100
     minutes: float | None = None
     patience: int = 20
     lr: float = 1e-3
+    slow: float = 1.0
     weight_decay: float = 1e-4
     freeze: bool = False
     crystals: int | None = None
@@ -54,7 +66,7 @@ class Epoch:
 
 def finetune(
     model: CrystalModel,
-    objective: Regression,
+    objective: Task,
     data: PackedDataset,
     val: PackedDataset,
     config: FinetuneConfig,
@@ -67,7 +79,12 @@ def finetune(
     plan = batches(model, data, config.pairs, size, config.seed)
     steps = max(1, config.epochs * len(plan.epoch(0)))
     settings = FitConfig(
-        steps=steps, minutes=config.minutes, lr=config.lr, weight_decay=config.weight_decay, seed=config.seed
+        steps=steps,
+        minutes=config.minutes,
+        lr=config.lr,
+        slow=config.slow,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
     )
     model.encoder.requires_grad_(not config.freeze)
     watched = batches(model, val, 4 * config.pairs, 256, 0).epoch(0) if len(val) else []
@@ -101,16 +118,15 @@ def _averaged(model: CrystalModel, run: Run) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _score(
-    model: CrystalModel, run: Run, objective: Regression, val: PackedDataset, plan: list[Tensor]
-) -> float:
+def _score(model: CrystalModel, run: Run, objective: Task, val: PackedDataset, plan: list[Tensor]) -> float:
     """The objective's loss on the validation crystals as they are (no mirror images)."""
     if not plan:
         return math.inf
-    plain, total = Regression(objective.label, objective.classes), 0.0
+    plain, total = objective.watched(), 0.0
+    generator = torch.Generator(device=run.device).manual_seed(0)  # the same chance every time
     model.eval()
     with run.ema.applied(model), torch.no_grad(), fast_autocast(run.device, False):
         for ids in plan:
-            total += float(plain(model, val[ids].to(run.device))["loss"]) * len(ids)
+            total += float(plain(model, val[ids].to(run.device), generator=generator)["loss"]) * len(ids)
     model.train()
     return total / len(val)

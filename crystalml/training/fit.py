@@ -33,11 +33,13 @@ class FitConfig:
 
     The learning rate rises linearly for a share `warmup` of the run and falls as a cosine to a
     hundredth; with `minutes` the share is measured in time, so that a run of any length is a whole one.
+    slow: the rate of the encoder as a share of the others', for weights that know something already.
     """
 
     steps: int | None = None
     minutes: float | None = None
     lr: float = 1e-3
+    slow: float = 1.0
     weight_decay: float = 0.0
     warmup: float = 0.02
     clip: float = 1.0
@@ -80,13 +82,13 @@ class Run:
     def __init__(self, model: nn.Module, config: FitConfig, path: Path | None) -> None:
         self.model, self.config, self.path = model, config, path
         self.device = next(model.parameters()).device
-        decayed = [p for p in model.parameters() if p.dim() > 1]
-        plain = [p for p in model.parameters() if p.dim() <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, p in model.named_parameters():
+            decay = config.weight_decay if p.dim() > 1 else 0.0
+            share = config.slow if name.startswith("encoder.") else 1.0
+            groups.setdefault((decay, share), []).append(p)
+        parts = [{"params": v, "weight_decay": decay, "share": share} for (decay, share), v in groups.items()]
+        self.optimizer = torch.optim.AdamW(parts, lr=config.lr, betas=(0.9, 0.99), fused=True)
         self.ema = EMA(model, config.ema)
         self.progress = Progress()
         if path is not None and path.exists():
@@ -126,7 +128,7 @@ class Run:
     def step(self, losses: dict[str, Tensor]) -> bool:
         """Backward and update; a non-finite loss or gradient skips the update and says so."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.progress.share(self.config))
+            group["lr"] = group["share"] * learning_rate(self.config, self.progress.share(self.config))
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         average_gradients(self.model)
