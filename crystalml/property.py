@@ -14,23 +14,20 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from crystalml.calibrate import MIN_CRYSTALS, fit_error_bar
 from crystalml.convert import to_batch
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.packed import PackedDataset
 from crystalml.datasets.splits import random_split
 from crystalml.elements import atomic_number, symbol
-from crystalml.embed import embed, knows_cell, knows_hands
+from crystalml.embed import embed, knows_cell
 from crystalml.errors import InputError, TrainingError, UnsupportedError
-from crystalml.models.error_bar import ErrorBar
+from crystalml.learners import N_SAMPLES, Learner, as_learner, method_of, quantiles
 from crystalml.models.model import CrystalModel, EncoderConfig, ModelConfig
-from crystalml.models.property_head import Estimate, MLPHead, PropertyConfig
-from crystalml.objectives.regression import Regression
+from crystalml.models.property_head import Estimate, PropertyConfig
 from crystalml.primitive import primitive_cells
 from crystalml.progress import ProgressBar
 from crystalml.training.checkpoint import save_model
-from crystalml.training.fewshot import kernel_head, linear_head, logistic_head
-from crystalml.training.finetune import Epoch, FinetuneConfig, finetune
+from crystalml.training.finetune import Epoch, FinetuneConfig
 from crystalml.weights.registry import as_model, load_model
 
 if TYPE_CHECKING:
@@ -40,22 +37,25 @@ if TYPE_CHECKING:
     Structures = Structure | Atoms | CrystalBatch | Iterable[Structure | Atoms | CrystalBatch]
 
 Array = NDArray[Any]
-Method = Literal["finetune", "ridge", "gp"]
-METHODS: tuple[Method, ...] = ("finetune", "ridge", "gp")
+Method = Literal["regression", "diffusion", "ridge", "gp"]
 DEFAULT_ENCODER = "fourierframenet-pfm"
+_SIGMA = (0.15865525, 0.84134475)  # the interval of one standard deviation on both sides
 
 
 class PropertyPredictor(BaseEstimator):
     """fit(structures, y), predict(structures, return_std=True), save, load: any number or class of a crystal.
 
     encoder: shipped name, path, "hf://..." or CrystalModel whose encoder is the start, or an encoder's
-    configuration for untrained weights. method: "finetune" trains encoder and a two-layer head (with
-    freeze=True the head alone) with early stopping; for few labels "ridge" (Bayesian ridge, or logistic
-    regression) and "gp" (Gaussian process) fit a head on the frozen features. name, unit: of the property.
+    configuration for untrained weights. method: "regression" trains encoder and a two-layer head (with
+    freeze=True the head alone) with early stopping, "diffusion" likewise a head that draws from a
+    distribution (CrysDiff); for few labels "ridge" (Bayesian ridge, or logistic regression) and "gp"
+    (Gaussian process) fit a head on the frozen features; or a `learners.Learner`. name, unit: of the property.
     classification: None decides by y (text and bool are classes). primitive: bring crystals to primitive
     Niggli cells where the encoder knows the cell, so that the answer does not depend on it.
     val_fraction: of the training crystals, watched for early stopping and error bars, unless
-    fit(validation=...) gives others. seed fixes split, initial head and batches.
+    fit(validation=...) gives others. lr, encoder_lr: learning rates of the head and of the encoder; None is
+    the method's own share of lr for a pretrained encoder, lr for an untrained one. seed fixes split, initial
+    head and batches.
 
     A scikit-learn estimator whose X is a list of structures: `clone`, `GridSearchCV`, `cross_val_score` work.
     """
@@ -63,7 +63,7 @@ class PropertyPredictor(BaseEstimator):
     def __init__(
         self,
         encoder: str | os.PathLike[str] | CrystalModel | EncoderConfig = DEFAULT_ENCODER,
-        method: Method = "finetune",
+        method: Method | Learner = "regression",
         *,
         name: str = "y",
         unit: str = "",
@@ -74,6 +74,7 @@ class PropertyPredictor(BaseEstimator):
         minutes: float | None = None,
         patience: int = 20,
         lr: float = 1e-3,
+        encoder_lr: float | None = None,
         freeze: bool = False,
         seed: int = 0,
         device: str | None = None,
@@ -90,6 +91,7 @@ class PropertyPredictor(BaseEstimator):
         self.minutes = minutes
         self.patience = patience
         self.lr = lr
+        self.encoder_lr = encoder_lr
         self.freeze = freeze
         self.seed = seed
         self.device = device
@@ -106,21 +108,26 @@ class PropertyPredictor(BaseEstimator):
 
         Raises InputError (lengths, NaN, a constant target, one class, an unknown method).
         """
-        if self.method not in METHODS:
-            raise InputError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        learner = as_learner(self.method)
         model = self._start()
         x = self._cells(structures, model)
-        target, z = self._target(y, len(x))
-        train, val = self._split(x, z, target, validation, model)
+        target, z = self._target(y, len(x), learner)
+        train, val = self._split(x, z, target, validation, model, learner)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)  # the head's first weights
             model = _with_target(model, target, len(train))
         model.to(self._device())
         self.history_: list[Epoch] = []
-        if self.method == "finetune":
-            self._finetune(model, target, train, val)
-        else:
-            self._fewshot(model, target, train)
+        with ProgressBar(self.progress, f"learning {self.name}") as bar:
+            bar.add(1000)
+            done = 0
+            for epoch in learner.learn(model, train, val, self._training(learner)):
+                self.history_.append(epoch)
+                bar.advance(round(1000 * epoch.share) - done)
+                done = round(1000 * epoch.share)
+            if len(val) and not target.classes:
+                learner.recalibrate(model, val)
+            bar.advance(1000 - done)
         seen = torch.unique(torch.cat([train.numbers, val.numbers])).tolist()
         model.card = self._card(model, sorted(set(seen) | _elements(model.card)), len(train), len(val))
         self.model_ = model.eval()
@@ -138,7 +145,18 @@ class PropertyPredictor(BaseEstimator):
             torch.manual_seed(self.seed)
             return ModelConfig(self.encoder, noise=False).build()
 
-    def _target(self, y: Sequence[Any] | Array, count: int) -> tuple[PropertyConfig, Tensor]:
+    def _training(self, learner: Learner) -> FinetuneConfig:
+        untrained = not isinstance(self.encoder, str | os.PathLike | CrystalModel)
+        slow = 1.0 if untrained else learner.slow
+        if self.encoder_lr is not None:
+            slow = self.encoder_lr / self.lr
+        return FinetuneConfig(
+            self.epochs, self.minutes, self.patience, self.lr, slow, freeze=self.freeze, seed=self.seed
+        )
+
+    def _target(
+        self, y: Sequence[Any] | Array, count: int, learner: Learner
+    ) -> tuple[PropertyConfig, Tensor]:
         """What is learned, and its standardised values or class numbers (b,)."""
         values = np.asarray(y)
         if values.shape != (count,):
@@ -148,17 +166,15 @@ class PropertyPredictor(BaseEstimator):
             names, codes = np.unique(values.astype(str), return_inverse=True)
             if len(names) < 2:
                 raise InputError(f"all {count} crystals are of class {names[0]!r}: there is nothing to learn")
-            kind = "mlp" if self.method == "finetune" else "linear"
-            if self.method == "gp":
-                raise InputError("method 'gp' is for numbers; for classes use 'finetune' or 'ridge'")
-            config = PropertyConfig(self.name, self.unit, classes=tuple(names.tolist()), head=kind)  # type: ignore[arg-type]
+            if learner.label is None:
+                raise InputError(f"method {self.method!r} is for numbers, not for classes; use 'regression'")
+            config = PropertyConfig(self.name, self.unit, classes=tuple(names.tolist()), head=learner.label)
             return config, torch.from_numpy(codes).float()
         numbers = _numbers(values)
         mean, std = float(numbers.mean()), float(numbers.std())
         if not std > 0:
             raise InputError(f"y is {mean:g} for all {count} crystals: there is nothing to learn")
-        head = {"finetune": "mlp", "ridge": "linear", "gp": "kernel"}[self.method]
-        config = PropertyConfig(self.name, self.unit, mean, std, head=head)  # type: ignore[arg-type]
+        config = learner.target(self.name, self.unit, mean, std)
         return config, config.to_network(torch.from_numpy(numbers)).float()
 
     def _split(
@@ -168,57 +184,22 @@ class PropertyPredictor(BaseEstimator):
         target: PropertyConfig,
         validation: tuple[Structures, Sequence[Any] | Array] | None,
         model: CrystalModel,
+        learner: Learner,
     ) -> tuple[PackedDataset, PackedDataset]:
         data = _packed(x, z)
         if validation is not None:
             others = self._cells(validation[0], model)
             return data, _packed(others, _codes(validation[1], len(others), target))
-        if self.method != "finetune":
+        if not learner.trained:
             return data, data.select(torch.arange(0))
         parts = random_split(len(data), {"train": 1 - self.val_fraction, "val": self.val_fraction}, self.seed)
         if not len(parts["train"]):
             raise TrainingError(f"val_fraction {self.val_fraction} leaves none of {len(data)} crystals")
         return tuple(data.select(torch.from_numpy(part)) for part in parts.values())  # type: ignore[return-value]
 
-    def _finetune(
-        self, model: CrystalModel, target: PropertyConfig, train: PackedDataset, val: PackedDataset
-    ) -> None:
-        config = FinetuneConfig(
-            self.epochs, self.minutes, self.patience, self.lr, freeze=self.freeze, seed=self.seed
-        )
-        loss = Regression(classes=bool(target.classes), mirrored=knows_hands(model.config.encoder))
-        with ProgressBar(self.progress, f"learning {self.name}") as bar:
-            bar.add(1000)
-            done = 0
-            for epoch in finetune(model, loss, train, val, config):
-                self.history_.append(epoch)
-                bar.advance(round(1000 * epoch.share) - done)
-                done = round(1000 * epoch.share)
-        head = model.property_head
-        if isinstance(head, MLPHead) and head.error_bar is not None and len(val):
-            h = embed(model, val[:]).graph
-            with torch.no_grad():
-                last, error = head.hidden(h), head(h).value.cpu() - val.labels["target"]
-            fitted = _error_bar(last.double().cpu().numpy(), error.double().numpy())
-            head.error_bar.load_state_dict(fitted.state_dict())
-
-    def _fewshot(self, model: CrystalModel, target: PropertyConfig, train: PackedDataset) -> None:
-        with ProgressBar(self.progress, f"embedding for {self.name}") as bar:
-            bar.add(len(train))
-            h = embed(model, train[:], report=bar.advance).graph.cpu()
-        z = train.labels["target"]
-        if target.classes:
-            head: torch.nn.Module = logistic_head(h, z, len(target.classes), self.seed)
-        elif target.head == "linear":
-            head = linear_head(h, z)
-        else:
-            head = kernel_head(h, z, self.seed)
-        assert model.property_head is not None
-        model.property_head.load_state_dict(head.state_dict())
-
     def _card(self, model: CrystalModel, elements: list[int], train: int, val: int) -> dict[str, Any]:
         base = model.card.get("name") or type(model.encoder).__name__
-        training: dict[str, Any] = {"method": self.method, "crystals": train, "validation": val}
+        training: dict[str, Any] = {"method": str(self.method), "crystals": train, "validation": val}
         if self.history_:
             training |= {"epochs": len(self.history_), "validation_loss": self.history_[-1].best}
         kind = "class" if model.config.target and model.config.target.classes else "value"
@@ -232,23 +213,38 @@ class PropertyPredictor(BaseEstimator):
         }
 
     # --- answering --------------------------------------------------------------------------------------
-    def predict(self, structures: Structures, return_std: bool = False) -> Any:
-        """(b,) values in the property's unit, or classes; with return_std also (b,) error bars.
+    def predict(
+        self,
+        structures: Structures,
+        return_std: bool = False,
+        quantiles: Sequence[float] | None = None,
+        n_samples: int = N_SAMPLES,
+    ) -> Any:
+        """(b,) values in the property's unit, or classes.
 
-        finetune: half the width in which 68 % of the errors on validation crystals lay, wider for crystals
-        unlike them; ridge and gp: the standard deviation of the posterior. Raises UnknownElementError for
-        elements seen neither in pretraining nor in fit.
+        With return_std or quantiles a tuple: also (b,) error bars, also (b, m) quantiles at m levels between
+        0.005 and 0.995, such as (0.05, 0.5, 0.95).
+
+        Quantiles are conformal: of the errors on validation crystals, in units of each crystal's own scale.
+        [5 %, 95 %] holds 90 % of crystals like those. The error bar is half the width of the middle 68 %.
+        "ridge" and "gp" without validation crystals take their normal posterior. n_samples: chains of
+        "diffusion", whose mean is the value; 1 gives a single draw. Intervals were calibrated with 20.
+        Raises UnknownElementError for elements seen neither in pretraining nor in fit.
         """
-        target, estimate = self._estimate(structures)
+        if n_samples < 1:
+            raise InputError(f"n_samples must be at least 1, not {n_samples}")
+        target, found = self._estimate(structures, n_samples)
         if target.classes:
-            if return_std:
+            if return_std or quantiles is not None:
                 raise UnsupportedError("classes have no error bar; predict_proba gives their probabilities")
-            return np.asarray(target.classes)[estimate.value.argmax(-1).numpy()]
-        value = target.to_physical(estimate.value).numpy()
-        if not return_std:
-            return value
-        assert estimate.std is not None
-        return value, (estimate.std * target.std).numpy()
+            return np.asarray(target.classes)[found.value.argmax(-1).numpy()]
+        out = [target.to_physical(found.value).numpy()]
+        if return_std:
+            low, high = self._quantiles(found, _SIGMA).T
+            out.append((0.5 * (high - low) * target.std).numpy())
+        if quantiles is not None:
+            out.append(target.to_physical(self._quantiles(found, quantiles)).numpy())
+        return tuple(out) if len(out) > 1 else out[0]
 
     def predict_proba(self, structures: Structures) -> Array:
         """(b, k) probabilities of the classes, in the order of `classes_`."""
@@ -270,7 +266,15 @@ class PropertyPredictor(BaseEstimator):
     def classes_(self) -> Array:
         return np.asarray(self._target_config().classes)
 
-    def _estimate(self, structures: Structures) -> tuple[PropertyConfig, Estimate]:
+    def _quantiles(self, found: Estimate, levels: Sequence[float]) -> Tensor:
+        """(b, m), standardised."""
+        head = self.model_.property_head
+        assert head is not None
+        return quantiles(head, found, levels)
+
+    def _estimate(
+        self, structures: Structures, n_samples: int = N_SAMPLES
+    ) -> tuple[PropertyConfig, Estimate]:
         target, model = self._target_config(), self.model_
         known = {atomic_number(name) for name in model.card.get("elements", ())} or None
         x = self._cells(structures, model, known)
@@ -279,9 +283,9 @@ class PropertyPredictor(BaseEstimator):
             h = embed(model, x, report=bar.advance).graph
         assert model.property_head is not None
         with torch.no_grad():
-            found = model.property_head(h)
-        std = found.std.double().cpu() if found.std is not None else None
-        return target, Estimate(found.value.double().cpu(), std)
+            found = as_learner(method_of(target)).estimate(model.property_head, h, n_samples)
+        parts = (found.value, found.std, found.draws)
+        return target, Estimate(*[part if part is None else part.double().cpu() for part in parts])  # type: ignore[arg-type]
 
     def _target_config(self) -> PropertyConfig:
         if not hasattr(self, "model_"):
@@ -321,10 +325,9 @@ class PropertyPredictor(BaseEstimator):
                 f"{model} predicts no property; fine-tune it: PropertyPredictor({model!r})"
             )
         target = found.config.target
-        method = {"mlp": "finetune", "linear": "ridge", "kernel": "gp"}[target.head]
         out = cls(
             model,
-            method,  # type: ignore[arg-type]
+            method_of(target),  # type: ignore[arg-type]
             name=target.name,
             unit=target.unit,
             classification=bool(target.classes),
@@ -378,13 +381,3 @@ def _packed(x: CrystalBatch, z: Tensor) -> PackedDataset:
 
 def _elements(card: dict[str, Any]) -> set[int]:
     return {atomic_number(name) for name in card.get("elements", ())}
-
-
-def _error_bar(features: NDArray[np.float64], error: NDArray[np.float64]) -> ErrorBar:
-    """Fitted where there are enough crystals, else one width for all, which holds 68 % of the errors."""
-    if len(error) >= MIN_CRYSTALS:
-        return fit_error_bar(features, error)
-    out, size = ErrorBar(features.shape[1]), np.sort(np.abs(error))
-    rank = min(int(np.ceil((len(size) + 1) * 0.68)), len(size)) - 1
-    out.offset.fill_(float(np.log(max(size[rank], 1e-9))))
-    return out

@@ -67,12 +67,13 @@ def kernel_head(features: Tensor, z: Tensor, seed: int = 0) -> KernelHead:
     if len(z) > MAX_POINTS:
         raise InputError(
             f"a Gaussian process on {len(z)} crystals is too large, the limit is {MAX_POINTS}; use "
-            "method='ridge' or method='finetune'"
+            "method='ridge' or method='regression'"
         )
     u, shift, scale = _standard(features)
     length = float(np.sqrt(u.shape[1]))
-    kernel = ConstantKernel(1.0, (1e-2, 1e3)) * RBF(length, (0.05 * length, 50 * length))
-    kernel = kernel + WhiteKernel(0.1, (1e-6, 10.0))
+    # Bounds that keep the covariance well conditioned in the float32 of a file.
+    kernel = ConstantKernel(1.0, (1e-2, 10.0)) * RBF(length, (0.05 * length, 50 * length))
+    kernel = kernel + WhiteKernel(0.1, (1e-3, 10.0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a bound reached is an answer
         fitted = GaussianProcessRegressor(kernel, n_restarts_optimizer=1, random_state=seed).fit(
