@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from crystalml.calculators.ase import DaoCalculator
     from crystalml.convert import read_structures, to_atoms, to_batch, to_structures
     from crystalml.crystal import CrystalBatch
+    from crystalml.evaluation.run import evaluate
     from crystalml.featurizers import DaoFeaturizer, FourierFrameNetFeaturizer
     from crystalml.generate import StructureGenerator
     from crystalml.predict import Predictor
@@ -37,6 +38,7 @@ __all__ = [
     "StructureGenerator",
     "__version__",
     "errors",
+    "evaluate",
     "list_models",
     "load_model",
     "read_structures",
@@ -56,6 +58,7 @@ _HOME = {
     "PropertyPredictor": "crystalml.property",
     "PrototypeAtlas": "crystalml.prototypes.atlas",
     "StructureGenerator": "crystalml.generate",
+    "evaluate": "crystalml.evaluation.run",
     "list_models": "crystalml.weights.registry",
     "load_model": "crystalml.weights.registry",
     "read_structures": "crystalml.convert",

@@ -14,6 +14,24 @@ from crystalml.weights import DEFAULT_POTENTIAL
 if TYPE_CHECKING:
     from crystalml.hull.result import Exploration
 
+Reference = Annotated[
+    str | None, typer.Option(help="What samples should be like: files, a folder, table.parquet#split.")
+]
+Known = Annotated[
+    str | None, typer.Option(help="What is not novel, such as training crystals [default: reference].")
+]
+EmbedderName = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the Frechet distance: a model, megnet[:FOLDER], alignn[:FOLDER] or module:name "
+        "[default: the default potential]."
+    ),
+]
+Hull = Annotated[
+    Path | None,
+    typer.Option("--hull", help="Known phases: .json, .json.xz, .parquet or .csv [default: CrysDB's]."),
+]
+
 judge = typer.Typer()
 
 
@@ -30,26 +48,14 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of report, table and metrics.")] = Path(
         "evaluation"
     ),
-    reference: Annotated[
-        str | None, typer.Option(help="What samples should be like: files, a folder, table.parquet#split.")
-    ] = None,
-    known: Annotated[
-        str | None, typer.Option(help="What is not novel, such as training crystals [default: reference].")
-    ] = None,
+    reference: Reference = None,
+    known: Known = None,
     only: Annotated[
         str, typer.Option(help="Groups of metrics, such as validity,match [default: all that can be].")
     ] = "",
     energy_model: Annotated[str, typer.Option(help="Model of energies and relaxation.")] = DEFAULT_POTENTIAL,
-    embedder: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the Frechet distance: a model, megnet[:FOLDER], alignn[:FOLDER] or module:name "
-            "[default: the energy model's default]."
-        ),
-    ] = None,
-    hull: Annotated[
-        Path | None, typer.Option(help="Hull table: .json, .json.xz, .parquet or .csv [default: CrysDB's].")
-    ] = None,
+    embedder: EmbedderName = None,
+    hull: Hull = None,
     stable: Annotated[float, typer.Option(help="eV/atom above the hull that count as stable.")] = 0.1,
     relax: Annotated[
         int, typer.Option(min=0, help="Relax with at most so many steps before hull and S.U.N.")
@@ -112,10 +118,7 @@ def hull(
         str, typer.Option(help="Of `crystalml generate`: prototype, diffusion ...")
     ] = "prototype",
     energy_model: Annotated[str, typer.Option(help="Of relaxation and energies.")] = DEFAULT_POTENTIAL,
-    table: Annotated[
-        Path | None,
-        typer.Option("--hull", help="Known phases: .json, .json.xz, .parquet or .csv [default: CrysDB's]."),
-    ] = None,
+    table: Hull = None,
     max_steps: Annotated[int, typer.Option(min=0, help="Steps of a relaxation.")] = 200,
     seed: Seed = 0,
     device: Device = None,

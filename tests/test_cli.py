@@ -21,7 +21,7 @@ COMMANDS = [
     ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"], ["calibrate"],
     ["check-calculator"], ["evaluate"], ["hull"], ["hull-table"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
-    ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"],
+    ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"], ["benchmark", "potential-speed"],
     ["benchmark", "relax"],
 ]  # fmt: skip
 
@@ -117,6 +117,12 @@ def test_version_and_bare_call(run):
         (["train", "dao-g", "--data", "none.safetensors", "-o", "run"], "none.safetensors"),
         (["benchmark", "csp", "--test", "x.parquet", "--shots", "1,b"], "1,b"),
         (["benchmark", "csp", "--test", "x.parquet", "--order", "new"], "new"),
+        (["evaluate", "none.cif"], "none.cif"),
+        (["evaluate", "none.cif", "--shots", "1,b"], "1,b"),
+        (["evaluate", "none.cif", "--cutoffs", "3"], "0.4,10"),
+        (["evaluate", "none.cif", "--only", "beauty"], "beauty"),
+        (["hull", "Li-Qq"], "Qq"),
+        (["hull-table", "none", "-o", "hull.txt"], "hull.txt"),
     ],
 )
 def test_mistakes_are_one_friendly_line_and_exit_code_2(run, args, message, tmp_path, monkeypatch):
@@ -275,3 +281,87 @@ def test_pack_reads_a_crysdb_folder(run, shared_data, tmp_path):
     out = tmp_path / "val.safetensors"
     result = run("pack", shared_data, "-o", out, "--split", "val", "--max-atoms", 4)
     assert result.exit_code == 0 and "energy (" in result.output and out.exists()
+
+
+# --- judging ----------------------------------------------------------------------------------------------
+def test_evaluate_writes_the_verdict_and_goes_on(run, weights, salt, tmp_path):
+    out = tmp_path / "verdict"
+    options = [
+        "--only",
+        "validity,uniqueness,frechet,energy",
+        "--energy-model",
+        weights,
+        "--embedder",
+        weights,
+    ]
+    options += ["--device", "cpu", "-q", "-o", out]
+    result = run("evaluate", salt, salt, "--reference", salt.parent, *options)
+    assert result.exit_code == 0
+    assert "2 samples against 1 crystals" in result.output and "tiny" in result.output
+    content = json.loads((out / "metrics.json").read_text())
+    metrics = content["metrics"]
+    assert metrics["valid_structure"]["value"] == 1 and metrics["unique"]["value"] == 0.5
+    assert "frechet" not in metrics and "2 crystals" in content["settings"]["frechet"]
+    assert {"report.html", "samples.csv", "cache"} <= {path.name for path in out.iterdir()}
+    assert run("evaluate", salt, "--reference", salt.parent, *options).exit_code == 0
+
+
+def test_evaluate_takes_an_embedder_by_its_address(run, salt, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "class Volume:\n"
+        "    name = 'volumes'\n"
+        "    def transform(self, structures):\n"
+        "        return np.array([[s.volume, s.density] for s in structures])\n"
+    )
+    address = f"{tmp_path / 'mine.py'}:Volume"
+    options = ["--only", "frechet", "--embedder", address, "-q", "-o", tmp_path / "out"]
+    other = salt.parent / "other.cif"
+    other.write_text(salt.read_text().replace("2.8284", "2.9"))
+    result = run("evaluate", salt, other, "--reference", salt.parent, *options)
+    assert result.exit_code == 0 and "volumes" in result.output
+
+
+def test_hull_samples_a_system(run, monkeypatch, weights, tmp_path):
+    from crystalml import generate
+
+    crystal = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
+    asked = []
+
+    def sample(self, formula, n, **settings):
+        asked.append((formula, n, settings["strategy"], settings["seed"]))
+        return [crystal.copy()]
+
+    monkeypatch.setattr(generate.StructureGenerator, "__init__", lambda self, **_: None)
+    monkeypatch.setattr(generate.StructureGenerator, "sample", sample)
+    out = tmp_path / "hull"
+    options = [
+        "--formulas",
+        "NaCl",
+        "-n",
+        3,
+        "--energy-model",
+        weights,
+        "--max-steps",
+        1,
+        "--device",
+        "cpu",
+        "-q",
+    ]
+    result = run("hull", "Na-Cl", "-o", out, "--seed", 5, *options)
+    assert result.exit_code == 0 and "NaCl" in result.output and asked == [("NaCl", 3, "prototype", 5)]
+    assert {"phases.csv", "phases.json", "hull.png", "structures.cif.zip"} <= {p.name for p in out.iterdir()}
+    again = run("hull", "Na-Cl", "-o", out, "--seed", 5, *options)
+    assert again.exit_code == 0 and len(asked) == 1  # from the journal
+    assert run("hull", "Na-Cl", "-o", out, "--seed", 6, *options).exit_code == 2
+
+
+def test_hull_table_of_a_corpus(run, monkeypatch, tmp_path):
+    from crystalml.metrics import crysdb_hull
+    from crystalml.metrics.stability import HullTable
+
+    made = HullTable({"NaCl": -2.0}, {"name": "toy"})
+    monkeypatch.setattr(crysdb_hull, "crysdb_hull", lambda folder, margin, processes: made)
+    result = run("hull-table", tmp_path, "-o", tmp_path / "hull.json.xz")
+    assert result.exit_code == 0 and "1 phases" in result.output
+    assert HullTable.load(tmp_path / "hull.json.xz") == made

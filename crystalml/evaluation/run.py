@@ -232,7 +232,9 @@ class _Job:
             self.metrics |= distributions.geometry(table, reference, settings.seed)
         if "energy" in groups:
             self.metrics |= distributions.energy(table, reference, self.notes["energy_model"], settings.seed)
-        if "frechet" in groups:
+        if "frechet" in groups and min(len(mine.readable), len(theirs)) < 2:
+            self.notes["frechet"] = "not measured: a covariance needs 2 crystals on both sides"
+        elif "frechet" in groups:
             embedder: Embedder = load_embedder(settings.embedder, settings.device)
             self.notes["embedder"] = embedder.name
             self.metrics |= distributions.frechet_distance(mine, theirs, embedder, settings.seed)
