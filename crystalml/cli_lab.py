@@ -330,6 +330,48 @@ def relax(
     )
 
 
+@benchmark.command(
+    "potential-speed",
+    epilog=examples(
+        "crystalml benchmark potential-speed --chgnet-python /opt/chgnet/bin/python",
+        "crystalml benchmark potential-speed --relaxations 16 --no-scaling --no-matgl",
+    ),
+)
+def potential_speed(
+    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
+    chgnet_python: Annotated[
+        Path | None, typer.Option(help="Interpreter that has CHGNet installed [default: without CHGNet].")
+    ] = None,
+    matgl: Annotated[bool, typer.Option(help="Time matgl's TensorNet, too.")] = True,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the fastest counts.")] = 5,
+    relaxations: Annotated[int, typer.Option(min=0, help="Crystals to relax; 0 for none.")] = 64,
+    crystals: Annotated[
+        Path | None, typer.Option(help="Parquet file to take them from [default: common structure types].")
+    ] = None,
+    scaling: Annotated[bool, typer.Option(help="Cost per atom up to 5,120 atoms.")] = True,
+    threads: Annotated[int, typer.Option(min=1, help="Of each contestant.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file of the result.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Single points, relaxations, cost per atom and memory of a potential, beside CHGNet and matgl."""
+    from crystalml.benchmarks.potential_speed import SCALING, run
+
+    run(
+        model,
+        chgnet_python=chgnet_python,
+        matgl=matgl,
+        repeats=repeats,
+        relaxations=relaxations,
+        crystals=crystals,
+        scaling=SCALING if scaling else (),
+        threads=threads,
+        seed=seed,
+        out=out,
+        device=device,
+    )
+
+
 @benchmark.command(epilog=examples("crystalml benchmark speed", "crystalml benchmark speed --crystals 256"))
 def speed(
     test: Annotated[Path | None, typer.Option(help="Parquet file of crystals [default: random]")] = None,

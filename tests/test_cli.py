@@ -21,7 +21,8 @@ COMMANDS = [
     ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"], ["calibrate"],
     ["check-calculator"], ["evaluate"], ["hull"], ["hull-table"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
-    ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"], ["benchmark", "potential-speed"],
+    ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"],
+    ["benchmark", "potential-speed"],
     ["benchmark", "relax"],
 ]  # fmt: skip
 

@@ -101,6 +101,7 @@ def test_a_thick_slab_costs_two_surfaces(calculator):
     assert excess[1] == pytest.approx(excess[0], rel=1e-6)  # beyond twice the view no layer knows both sides
 
 
+@pytest.mark.slow  # matcalc imports much
 def test_elastic_constants_of_a_cubic_crystal_are_three(calculator):
     matcalc = pytest.importorskip("matcalc", reason="needs pip install 'crystalml-dao[properties]'")
     elastic = matcalc.ElasticityCalc(
