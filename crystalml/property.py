@@ -49,7 +49,7 @@ class PropertyPredictor(BaseEstimator):
     configuration for untrained weights. method: "regression" trains encoder and a two-layer head (with
     freeze=True the head alone) with early stopping, "diffusion" likewise a head that draws from a
     distribution (CrysDiff); for few labels "ridge" (Bayesian ridge, or logistic regression) and "gp"
-    (Gaussian process) fit a head on the frozen features; or a `learners.Learner`. name, unit: of the property.
+    (Gaussian process) fit a head on the frozen features; or a `learners.Learner`. name, unit: its own.
     classification: None decides by y (text and bool are classes). primitive: bring crystals to primitive
     Niggli cells where the encoder knows the cell, so that the answer does not depend on it.
     val_fraction: of the training crystals, watched for early stopping and error bars, unless

@@ -1,0 +1,261 @@
+"""How a property is learned and how it is read: by regression, diffusion, ridge or a Gaussian process."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crystalml.calibrate import MIN_CRYSTALS, fit_error_bar
+from crystalml.datasets.packed import PackedDataset
+from crystalml.embed import embed, knows_hands
+from crystalml.errors import InputError
+from crystalml.models.error_bar import ErrorBar
+from crystalml.models.model import CrystalModel
+from crystalml.models.property_head import (
+    DiffusionHead,
+    Estimate,
+    HeadKind,
+    MLPHead,
+    PropertyConfig,
+    PropertyHead,
+    TrainedHead,
+)
+from crystalml.models.scalar_head import Kind
+from crystalml.noise.gaussian import property_ddpm
+from crystalml.objectives.regression import Regression as RegressionLoss
+from crystalml.objectives.scalar import PropertyDenoising, ScalarDenoising
+from crystalml.sample.scalar import ScalarChains
+from crystalml.training.fewshot import kernel_head, linear_head, logistic_head
+from crystalml.training.finetune import Epoch, FinetuneConfig, Task, finetune
+
+Array = NDArray[np.float64]
+
+N_SAMPLES = 20  # chains of a prediction, and of the calibration of its intervals
+_STANDARD = 1000  # crystals that tell mean and spread of the features
+_FOLDS = 5
+
+
+class Learner(ABC):
+    """A strategy of PropertyPredictor.
+
+    number, label: the heads it puts on an encoder for numbers and for classes (None: it has none for these).
+    trained: whether it goes through the crystals many times and watches validation crystals. slow: its
+    learning rate of a pretrained encoder as a share of the head's.
+    """
+
+    number: ClassVar[HeadKind]
+    label: ClassVar[HeadKind | None]
+    trained: ClassVar[bool]
+    slow: float = 1.0
+
+    @abstractmethod
+    def learn(
+        self, model: CrystalModel, train: PackedDataset, val: PackedDataset, config: FinetuneConfig
+    ) -> Iterator[Epoch]:
+        """Set the weights of the model's head (and encoder) in place, and say so after every epoch."""
+
+    def estimate(self, head: PropertyHead, h: Tensor, n_samples: int = N_SAMPLES) -> Estimate:
+        """What the head says of features (b, d); the same features get the same answer in any company."""
+        found: Estimate = head(h)
+        return found
+
+    def validate(self, head: PropertyHead, h: Tensor, z: Tensor) -> Estimate:
+        """`estimate` for validation crystals of known values z (n,), after fitting what sets its scale."""
+        return self.estimate(head, h)
+
+    def target(self, name: str, unit: str, mean: float, std: float) -> PropertyConfig:
+        """The description of a head for a number."""
+        return PropertyConfig(name, unit, mean, std, head=self.number)
+
+    def recalibrate(self, model: CrystalModel, val: PackedDataset) -> None:
+        """Fit the quantiles of a number to validation crystals, `label` standardised as in training."""
+        head = model.property_head
+        assert head is not None
+        h, z = embed(model, val[:]).graph, val.labels["target"]
+        z = z.to(h)
+        with torch.no_grad():
+            head.recalibration.fit(*_draws(self.validate(head, h, z)), z)
+
+
+@dataclass(frozen=True)
+class Regression(Learner):
+    """Encoder and a two-layer head learn the value with |error| as loss, or the class."""
+
+    number: ClassVar[HeadKind] = "mlp"
+    label: ClassVar[HeadKind | None] = "mlp"
+    trained: ClassVar[bool] = True
+    slow: float = 1.0
+
+    def learn(
+        self, model: CrystalModel, train: PackedDataset, val: PackedDataset, config: FinetuneConfig
+    ) -> Iterator[Epoch]:
+        assert model.config.target is not None
+        classes = bool(model.config.target.classes)
+        loss = RegressionLoss(classes=classes, mirrored=knows_hands(model.config.encoder))
+        yield from _train(model, loss, train, val, config)
+
+    def validate(self, head: PropertyHead, h: Tensor, z: Tensor) -> Estimate:
+        assert isinstance(head, MLPHead) and head.error_bar is not None
+        value = self.estimate(head, h).value
+        bar, scale = _bars(head.last(h).double().cpu().numpy(), (value - z).double().cpu().numpy())
+        head.error_bar.load_state_dict(bar.state_dict())
+        return Estimate(value, torch.from_numpy(scale).to(h))
+
+
+@dataclass(frozen=True)
+class Diffusion(Learner):
+    """CrysDiff: the value is diffused and denoised around the crystal's features; chains are draws of it.
+
+    head: "affine", "mlp" or "paper", see `ScalarNoiseHead`. repeats: levels of each crystal in a training
+    step. The value is the mean of the chains, with one chain a single draw.
+    """
+
+    number: ClassVar[HeadKind] = "diffusion"
+    label: ClassVar[HeadKind | None] = None
+    trained: ClassVar[bool] = True
+    head: Kind = "affine"
+    repeats: int = 64
+    slow: float = 0.1
+
+    def target(self, name: str, unit: str, mean: float, std: float) -> PropertyConfig:
+        return PropertyConfig(name, unit, mean, std, head="diffusion", noise=self.head)
+
+    def learn(
+        self, model: CrystalModel, train: PackedDataset, val: PackedDataset, config: FinetuneConfig
+    ) -> Iterator[Epoch]:
+        head = model.property_head
+        assert isinstance(head, DiffusionHead)
+        z = train.labels["target"]
+        low, high = float(z.min()), float(z.max())
+        margin = 0.2 * (high - low)
+        head.bounds.copy_(torch.tensor([low - margin, high + margin]))
+        denoising = ScalarDenoising(property_ddpm(), self.repeats)
+        loss = PropertyDenoising(denoising, mirrored=knows_hands(model.config.encoder))
+        yield from _train(model, loss, train, val, config)
+
+    def estimate(self, head: PropertyHead, h: Tensor, n_samples: int = N_SAMPLES) -> Estimate:
+        assert isinstance(head, DiffusionHead)
+        low, high = head.bounds.tolist()
+        chains = ScalarChains(property_ddpm(), low, high)
+        draws = chains(head.noise, head.standard(h), n_samples)
+        return Estimate(draws.mean(1), draws.std(1, correction=0) + head.floor, draws)
+
+    def validate(self, head: PropertyHead, h: Tensor, z: Tensor) -> Estimate:
+        assert isinstance(head, DiffusionHead)
+        draws = self.estimate(head, h).draws
+        assert draws is not None
+        head.floor.copy_(draws.std(1, correction=0).mean().clamp(min=1e-6))
+        return self.estimate(head, h)
+
+
+@dataclass(frozen=True)
+class Ridge(Learner):
+    """Bayesian ridge regression, or logistic regression for classes, on the features of a frozen encoder."""
+
+    number: ClassVar[HeadKind] = "linear"
+    label: ClassVar[HeadKind | None] = "linear"
+    trained: ClassVar[bool] = False
+
+    def learn(
+        self, model: CrystalModel, train: PackedDataset, val: PackedDataset, config: FinetuneConfig
+    ) -> Iterator[Epoch]:
+        h, z = embed(model, train[:]).graph.cpu(), train.labels["target"]
+        assert model.config.target is not None and model.property_head is not None
+        count = len(model.config.target.classes)
+        head = logistic_head(h, z, count, config.seed) if count else linear_head(h, z)
+        model.property_head.load_state_dict(head.state_dict())
+        yield from ()
+
+
+@dataclass(frozen=True)
+class GaussianProcess(Learner):
+    """A Gaussian process on the features of a frozen encoder."""
+
+    number: ClassVar[HeadKind] = "kernel"
+    label: ClassVar[HeadKind | None] = None
+    trained: ClassVar[bool] = False
+
+    def learn(
+        self, model: CrystalModel, train: PackedDataset, val: PackedDataset, config: FinetuneConfig
+    ) -> Iterator[Epoch]:
+        assert model.property_head is not None
+        h, z = embed(model, train[:]).graph.cpu(), train.labels["target"]
+        model.property_head.load_state_dict(kernel_head(h, z, config.seed).state_dict())
+        yield from ()
+
+
+LEARNERS: dict[str, Learner] = {
+    "regression": Regression(),
+    "diffusion": Diffusion(),
+    "ridge": Ridge(),
+    "gp": GaussianProcess(),
+}
+
+
+def as_learner(method: str | Learner) -> Learner:
+    """A strategy by its name, or itself. Raises InputError for a name that is none."""
+    if isinstance(method, Learner):
+        return method
+    if method not in LEARNERS:
+        raise InputError(f"unknown method {method!r}; choose one of {', '.join(LEARNERS)}")
+    return LEARNERS[method]
+
+
+def method_of(target: PropertyConfig) -> str | Learner:
+    """The method whose head this is, under its name where its settings are the usual ones."""
+    if target.head == "diffusion" and target.noise != "affine":
+        return Diffusion(head=target.noise)
+    return next(name for name, learner in LEARNERS.items() if learner.number == target.head)
+
+
+def _train(
+    model: CrystalModel, loss: Task, train: PackedDataset, val: PackedDataset, config: FinetuneConfig
+) -> Iterator[Epoch]:
+    head = model.property_head
+    assert isinstance(head, TrainedHead)
+    few = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[:_STANDARD]
+    head.standardise(embed(model, train[few]).graph)
+    yield from finetune(model, loss, train, val, config)
+
+
+def _bars(features: Array, error: Array) -> tuple[ErrorBar, Array]:
+    """An error bar fitted to crystals (n,), and how wide it is where it was fitted to the others (n,).
+
+    Where there are too few, one width for all that holds 68 % of the errors. On crystals it was fitted to a
+    bar knows too much: quantiles of their errors in its units would be too small for any other.
+    """
+    count = len(error)
+    if count - count // _FOLDS < MIN_CRYSTALS:
+        bar, size = ErrorBar(features.shape[1]), np.sort(np.abs(error))
+        rank = min(int(np.ceil((count + 1) * 0.68)), count) - 1
+        bar.offset.fill_(float(np.log(max(size[rank], 1e-9))))
+        return bar, _widths(bar, features)
+    fold = np.random.default_rng(0).permutation(count) % _FOLDS
+    scale = np.empty(count)
+    for k in range(_FOLDS):
+        scale[fold == k] = _widths(fit_error_bar(features[fold != k], error[fold != k]), features[fold == k])
+    return fit_error_bar(features, error), scale
+
+
+def _widths(bar: ErrorBar, features: Array) -> Array:
+    found: Array = bar(torch.as_tensor(features).to(bar.mean)).double().numpy()
+    return found
+
+
+def quantiles(head: PropertyHead, found: Estimate, levels: Any) -> Tensor:
+    """(b, m) recalibrated quantiles of standardised numbers at levels (m,)."""
+    out: Tensor = head.recalibration(*_draws(found), torch.as_tensor(levels, dtype=torch.float64))
+    return out
+
+
+def _draws(found: Estimate) -> tuple[Tensor, Tensor]:
+    """(b, k) and (b,): a value without draws is the only draw."""
+    assert found.std is not None
+    return (found.value[:, None] if found.draws is None else found.draws), found.std
