@@ -52,7 +52,7 @@ def test_a_file_keeps_everything(learned: PropertyPredictor, tmp_path: Path) -> 
     again = PropertyPredictor.load(path)
     for kept, before in zip(again.predict(x, True), learned.predict(x, True), strict=True):
         np.testing.assert_allclose(kept, before, rtol=1e-6)
-    assert (again.name, again.unit, again.method) == ("a", "Angstrom", "finetune")
+    assert (again.name, again.unit, again.method) == ("a", "Angstrom", "regression")
     card = load_model(path).card
     assert card["licence"] == "MIT" and card["elements"] == ["O", "Ti", "Sr"]
     assert card["training"]["crystals"] == 72 and card["training"]["validation"] == 8
@@ -87,7 +87,7 @@ def test_a_handful_of_labels(method: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("method", ["finetune", "ridge"])
+@pytest.mark.parametrize("method", ["regression", "ridge"])
 def test_classes(method: str) -> None:
     x, y = stretched(40)
     names = np.where(y > 3.9, "wide", "narrow")
