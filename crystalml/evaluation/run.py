@@ -11,9 +11,9 @@ import torch
 
 from crystalml.benchmarks.report import environment, pick_device
 from crystalml.datasets.arrays import Arrays
+from crystalml.embedders import load_embedder
 from crystalml.errors import InputError
 from crystalml.evaluation import distributions, matching, sameness
-from crystalml.evaluation.embedders import load_embedder
 from crystalml.evaluation.facts import Energies, Relaxer, basic, from_plain
 from crystalml.evaluation.result import Evaluation, Metric
 from crystalml.evaluation.samples import Crystals, Source, read_crystals, read_table

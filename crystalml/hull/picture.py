@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def _draw(axes: Axes, diagram: PhaseDiagram) -> None:
             _mark(axes, coords, entry, hollow=True)
     for coords, entry in stable.items():
         _mark(axes, coords, entry, hollow=False)
-        axes.annotate(entry.name, coords, xytext=(5, 5), textcoords="offset points", fontsize=8, color=_INK)
+        _name(axes, coords, entry.name, (0.5, 0.29) if len(diagram.elements) == 3 else (0.5, 0.0))
     for label, color in (("known phase", _KNOWN), ("sample", _NEW)):
         axes.scatter([], [], color=color, label=label)
     axes.scatter(
@@ -62,6 +63,22 @@ def _draw(axes: Axes, diagram: PhaseDiagram) -> None:
     else:
         axes.set_aspect("equal")
         axes.set_axis_off()
+
+
+def _name(axes: Axes, coords: tuple[float, float], name: str, center: tuple[float, float]) -> None:
+    """Away from the middle, so that names around it do not meet."""
+    dx, dy = coords[0] - center[0], coords[1] - center[1]
+    length = math.hypot(dx, dy) or 1.0
+    axes.annotate(
+        name,
+        coords,
+        xytext=(9 * dx / length, 9 * dy / length),
+        textcoords="offset points",
+        fontsize=7,
+        color=_INK,
+        ha="left" if dx > 0 else "right",
+        va="bottom" if dy > 0 else "top",
+    )
 
 
 def _mark(axes: Axes, coords: tuple[float, float], entry: Any, hollow: bool) -> None:

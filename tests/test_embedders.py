@@ -5,11 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Composition, Lattice, Structure
 
+from crystalml.embedders import ALIGNNEmbedder, MEGNetEmbedder, ModelEmbedder, load_embedder
 from crystalml.errors import CrystalMLError, InputError, UnsupportedError, WeightsError
-from crystalml.evaluation.embedders import ALIGNNEmbedder, MEGNetEmbedder, ModelEmbedder, load_embedder
 from crystalml.metrics.distribution import frechet
+
+
+@pytest.fixture(scope="module")
+def salts() -> list[Structure]:
+    lengths = {"NaCl": 5.64, "KCl": 6.29, "MgO": 4.21, "CaO": 4.81, "LiF": 4.03}
+    return [
+        Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), list(Composition(name)), [[0] * 3, [0.5] * 3])
+        .get_primitive_structure()
+        for name, a in lengths.items()
+    ]  # fmt: skip
 
 
 def perovskite() -> Structure:

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from crystalml.convert import to_batch
-from crystalml.crystal import CrystalBatch
+from crystalml.embed import embed, knows_cell
 from crystalml.errors import InputError, UnsupportedError, WeightsError
 from crystalml.metrics.embedding import Embedder, as_embedder
 from crystalml.models.model import CrystalModel
-from crystalml.models.periodic import PeriodicConfig
-from crystalml.predict import pack, pack_neighbors, pair_budget
+from crystalml.primitive import primitive_cells
 from crystalml.weights import DEFAULT_POTENTIAL, as_model
 from crystalml.weights.registry import fingerprint
 
@@ -46,8 +45,8 @@ def load_embedder(spec: Any = None, device: str | None = None) -> Embedder:
 class ModelEmbedder:
     """Graph features of one of our encoders: the mean over atoms of its last node features, (n, d).
 
-    A periodic encoder sees any cell of a crystal alike. Diffusion encoders see the cell they are given and
-    were trained on primitive Niggli cells, so crystals are brought to those first.
+    A potential sees any cell of a crystal alike; an encoder that knows the cell gets the primitive Niggli
+    one (`crystalml.embed`, `crystalml.primitive`).
     """
 
     def __init__(self, model: str | Path | CrystalModel, device: str | None = None) -> None:
@@ -60,30 +59,10 @@ class ModelEmbedder:
     def __call__(self, structures: Sequence[Structure]) -> Features:
         if not structures:
             raise InputError("there is no crystal to embed")
-        weight = next(self.model.parameters())
-        encoder = self.model.config.encoder
-        periodic = isinstance(encoder, PeriodicConfig)
-        cells = structures if periodic else [_niggli(structure) for structure in structures]
-        x = to_batch(cells, dtype=weight.dtype, device=str(weight.device))
-        budget = pair_budget(weight.device, gradient=False)
-        if isinstance(encoder, PeriodicConfig):
-            groups = pack_neighbors(x, encoder.cutoff, budget)
-        else:
-            groups = pack(x.num_atoms, budget)
-        rows = [self._rows(x[group.to(weight.device)]) for group in groups]
-        back = torch.argsort(torch.cat(groups))
-        return torch.cat(rows)[back].double().numpy()
-
-    def _rows(self, x: CrystalBatch) -> torch.Tensor:
-        with torch.no_grad():
-            return self.model(x).features.graph.cpu()
-
-
-def _niggli(structure: Structure) -> Structure:
-    try:
-        return structure.get_primitive_structure().get_reduced_structure("niggli")
-    except Exception:  # needles and sheets: as they are
-        return structure
+        x = to_batch(structures, dtype=torch.float64)
+        if knows_cell(self.model.config.encoder):
+            x, _ = primitive_cells(x)
+        return embed(self.model, x).graph.double().cpu().numpy()
 
 
 class MEGNetEmbedder:
