@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import exp
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from crystalml.elements import atomic_number, symbol
 from crystalml.errors import FileReadError, InputError
 from crystalml.prototypes.align import Closeness, regroupings
 from crystalml.prototypes.cluster import Clusters, Prototype
+from crystalml.prototypes.derive import Found, by_prototype, merged, split
 from crystalml.prototypes.describe import Description, describe_all
 from crystalml.prototypes.elements import electronegativity
 from crystalml.prototypes.instantiate import build
@@ -34,22 +35,28 @@ if TYPE_CHECKING:
     from pymatgen.core import Composition, Structure
 
 Array = NDArray[Any]
+Kind = Literal["direct", "merged", "split"]
+
+COST = {"merged": 2.0, "split": 1.0}  # log odds against a step from what was seen, from validation crystals
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A prototype with the target's elements on its sites.
 
-    elements: atomic number of each colour. score: log of its share among all candidates of the composition,
-    a calibrated log probability on crystals like those of the atlas. template: the elements of the closest
-    crystal seen. volume: predicted, cubic Angstrom per atom.
+    species: atomic number of each orbit. evidence: log of the kernel summed over the crystals seen, less what
+    the kind costs. score: the log of its share among all candidates of the composition. template: the
+    elements of the closest crystal seen, colour by colour. volume: predicted, cubic Angstrom per atom.
+    kind: "direct", "merged" (one element on two colours) or "split" (two elements on one colour).
     """
 
     prototype: int
-    elements: tuple[int, ...]
+    species: tuple[int, ...]
     score: float
+    evidence: float
     template: tuple[int, ...]
     volume: float
+    kind: Kind = "direct"
 
 
 @dataclass(frozen=True)
@@ -152,33 +159,48 @@ class PrototypeAtlas:
         composition: str | Composition | Mapping[Any, float],
         num_atoms: int | None = None,
         same_formula: bool = True,
+        derived: bool = True,
     ) -> list[Candidate]:
         """Everything the atlas has for the cell's content, likeliest first; empty if it has nothing.
 
         composition: the atoms of the primitive cell, or with num_atoms a formula that is multiplied to it.
         same_formula: whether crystals of this very composition count as evidence; False asks what the atlas
-        says of a compound it has not seen.
+        says of a compound it has not seen. derived: also prototypes with a colour too many or too few.
         """
         base, counts = self.cell_content(composition, num_atoms)
+        found: list[tuple[Kind, Found]] = [
+            ("direct", item) for item in self._direct(base, counts, same_formula)
+        ]
+        if derived:
+            numbers = base.tolist()
+            found += [("merged", item) for item in merged(self.tables, self.similarity, numbers, counts)]
+            found += [("split", item) for item in split(self.tables, self.similarity, numbers, counts)]
+        if not found:
+            return []
+        log_volume = self.volumes.log_volume(base, counts)
+        out = []
+        for kind, (evidence, p, species, template) in found:
+            excess = self._excess(p, species) if kind == "direct" else 0.0
+            volume = exp(log_volume + excess)
+            out.append(Candidate(p, species, 0.0, evidence - COST.get(kind, 0.0), template, volume, kind))
+        total = logsumexp([item.evidence for item in out])
+        out.sort(key=lambda item: (-item.evidence, item.prototype, item.species))
+        return [replace(item, score=item.evidence - total) for item in out]
+
+    def _direct(self, base: Array, counts: tuple[int, ...], same_formula: bool) -> list[Found]:
         elements, owner, members = self.tables.stacked(counts)
         if not same_formula:
             seen = [(elements == base[list(order)]).all(1) for order in regroupings(counts)]
             keep = ~np.any(seen, axis=0)
             elements, owner, members = elements[keep], owner[keep], members[keep]
-        if not len(owner):
-            return []
-        found = []
-        for order in regroupings(counts):
+        found: list[Found] = []
+        for order in regroupings(counts) if len(owner) else ():
             target = base[list(order)]
             score = self.similarity.scores(target, elements, members)
-            found += self._best_by_prototype(target, counts, score, elements, owner)
-        total = logsumexp([item[0] for item in found])
-        found.sort(key=lambda item: (-item[0], item[1], item[2]))
-        log_volume = self.volumes.log_volume(base, counts)
-        return [
-            Candidate(p, target, score - total, template, exp(log_volume + self._excess(p, target)))
-            for score, p, target, template in found
-        ]
+            for total, p, template in by_prototype(score, elements, owner):
+                if _canonical(target, self.tables.twins(p)):
+                    found.append((total, p, tuple(target[self.tables.colours_of(p)].tolist()), template))
+        return found
 
     def instantiate(self, prototype: int, elements: Sequence[int | str], volume: float) -> Structure:
         """The primitive, Niggli-reduced crystal with `elements` on the colours; volume in A^3 per atom."""
@@ -191,7 +213,12 @@ class PrototypeAtlas:
                 f"{self.label(prototype)} needs {wanted} elements and a positive volume, "
                 f"not {[symbol(z) for z in numbers]} and {volume}"
             )
-        return build(self.tables.geometry(prototype), numbers, volume)
+        species = [numbers[k] for k in self.tables.colours_of(prototype)]
+        return build(self.tables.geometry(prototype), species, volume)
+
+    def realise(self, candidate: Candidate) -> Structure:
+        """The primitive, Niggli-reduced crystal of a candidate."""
+        return build(self.tables.geometry(candidate.prototype), candidate.species, candidate.volume)
 
     def cell_content(
         self, composition: str | Composition | Mapping[Any, float], num_atoms: int | None = None
@@ -208,24 +235,11 @@ class PrototypeAtlas:
         order = sorted(amounts, key=lambda z: (amounts[z], electronegativity(z), z))
         return np.array(order), tuple(amounts[z] * factor for z in order)
 
-    def _best_by_prototype(
-        self, target: Array, counts: tuple[int, ...], score: Array, elements: Array, owner: Array
-    ) -> list[tuple[float, int, tuple[int, ...], tuple[int, ...]]]:
-        starts = np.flatnonzero(np.diff(owner, prepend=-1))
-        totals = np.logaddexp.reduceat(score, starts)
-        out = []
-        ends = [*starts[1:].tolist(), len(owner)]
-        for start, end, total in zip(starts.tolist(), ends, totals, strict=True):
-            p = int(owner[start])
-            if _canonical(target, self.tables.twins(p)):
-                nearest = start + int(np.argmax(score[start:end]))
-                out.append((float(total), p, tuple(target.tolist()), tuple(elements[nearest].tolist())))
-        return out
-
-    def _excess(self, p: int, target: Sequence[int]) -> float:
-        """Log of the volume over the model's, as in the prototype's crystals with elements like target's."""
+    def _excess(self, p: int, species: Sequence[int]) -> float:
+        """Log of the volume over the model's, as in the prototype's crystals with elements like these."""
         elements, members = self.tables.element_tuples(p)
-        score = self.similarity.scores(np.array(target), elements, members)
+        _, first = np.unique(self.tables.colours_of(p), return_index=True)
+        score = self.similarity.scores(np.array(species)[first], elements, members)
         weight = np.exp(score - score.max())
         return float(weight @ self.tables.excess(p) / weight.sum())
 

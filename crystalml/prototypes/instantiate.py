@@ -26,17 +26,17 @@ _PRIMITIVE = {
 }  # rows: primitive vectors in conventional ones; International Tables A, obverse setting for R
 
 
-def build(geometry: Geometry, elements: Sequence[int], volume: float) -> Structure:
-    """The primitive crystal, its cell Niggli-reduced. elements: one for each colour. volume: A^3 per atom."""
+def build(geometry: Geometry, species: Sequence[int], volume: float) -> Structure:
+    """The primitive crystal, its cell Niggli-reduced. species: one for each orbit. volume: A^3 per atom."""
     basis = vectors(geometry.cell)
     scale = (volume * _atoms(geometry) / np.linalg.det(basis)) ** (1 / 3)
     basis = basis * scale
     reduced = primitive_cell(geometry.hall, basis)
     numbers, points = [], []
-    for site, colour in zip(geometry.sites, geometry.colours.tolist(), strict=True):
+    for site, z in zip(geometry.sites, species, strict=True):
         inside = _one_of_each(geometry.hall, orbit(geometry.hall, site)[0])
         points.append(inside)
-        numbers += [elements[colour]] * len(inside)
+        numbers += [z] * len(inside)
     frac = np.concatenate(points) @ basis @ np.linalg.inv(reduced)
     cell, frac, _ = standard_orientation(reduced[None], frac, np.zeros(len(numbers), np.int64))
     order = np.argsort(numbers, kind="stable")

@@ -42,9 +42,13 @@ class Similarity:
 
     def scores(self, target: Array, elements: Array, members: Array) -> Array:
         """(m,) log kernel of one assignment (c,) against tuples (m, c) seen `members` times."""
-        count = min(len(target), MAX_COLOURS)
-        total = self.distances[target[None], elements].sum(1)
-        return -self.sharpness[count] * total + self.popularity * np.log(members)
+        return self.log_kernel(self.distances[target[None], elements].sum(1), len(target), members)
+
+    def log_kernel(self, distance: Array, colours: int, members: Array) -> Array:
+        """(m,) from summed squared distances."""
+        sharpness = self.sharpness[min(colours, MAX_COLOURS)]
+        out: Array = -sharpness * distance + self.popularity * np.log(members)
+        return out
 
     def tensors(self) -> dict[str, Array]:
         return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import exp, gcd
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,14 @@ from pymatgen.core import Structure
 
 from crystalml.elements import covalent_radii, symbol
 from crystalml.errors import InputError
-from crystalml.prototypes.atlas import Candidate, PrototypeAtlas
+from crystalml.prototypes.atlas import Candidate, PrototypeAtlas, logsumexp
 from crystalml.prototypes.fingerprint import alike, fingerprint
 from crystalml.prototypes.symmetry import space_group
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition
 
+SUPERCELL = 5.0  # log odds against a crystal being an exact supercell of a smaller prototype
 TOO_CLOSE = 0.6  # of the sum of covalent radii: nearer atoms, and the prototype does not fit the elements
 
 
@@ -35,11 +37,11 @@ def substitute(
 ) -> list[Structure]:
     """Up to n crystals of the composition, likeliest prototype first.
 
-    composition: the atoms of the cell, or with num_atoms a formula that is multiplied to that many. Where the
-    atlas has too few prototypes of that size, supercells of smaller ones follow. distinct leaves out what
-    is the same as an earlier, likelier prediction. same_formula=False leaves crystals of this very
-    composition out of the evidence. Fewer than n come back, with a warning if none, when the atlas
-    knows no more.
+    composition: the atoms of the cell, or with num_atoms a formula that is multiplied to that many.
+    Prototypes that fit in size and amounts come first as a rule, then those with one colour too many or too
+    few (`derive`) and supercells of smaller ones. distinct leaves out what is the same as an earlier,
+    likelier prediction. same_formula=False leaves crystals of this very composition out of the evidence.
+    Fewer than n come back, with a warning if none, when the atlas knows no more.
 
     Primitive Niggli cells, exact in their space group; provenance is in `structure.properties`: prototype,
     prototype_id, space_group, score (log of the probability among the candidates), probability, template
@@ -50,12 +52,14 @@ def substitute(
     source = PrototypeAtlas.default() if atlas is None else atlas
     found: list[Structure] = []
     seen: list[NDArray[Any]] = []
-    for structure in predictions(composition, source, num_atoms, same_formula) if n else ():
+    content = _content(source, composition, num_atoms)
+    for structure in predictions([content], source, same_formula) if n else ():
         if distinct:
             shape = fingerprint(structure)
             if any(alike(shape, earlier) for earlier in seen):
                 continue
             seen.append(shape)
+        del structure.properties["cell"]
         structure.properties["index"] = len(found)
         found.append(structure)
         if len(found) == n:
@@ -71,22 +75,42 @@ def substitute(
 
 
 def predictions(
-    composition: str | Composition | Mapping[Any, float],
+    compositions: Sequence[str | Composition | Mapping[Any, float]],
     atlas: PrototypeAtlas,
-    num_atoms: int | None = None,
     same_formula: bool = True,
+    space_group: int | None = None,
 ) -> Iterator[Structure]:
-    """Everything the atlas has, likeliest first; sites too close for their elements are left out."""
-    numbers, counts = atlas.cell_content(composition, num_atoms)
-    for multiple in _divisors(gcd(*counts)):
-        cell = {symbol(int(z)): count // multiple for z, count in zip(numbers, counts, strict=True)}
-        for candidate in atlas.candidates(cell, same_formula=same_formula):
-            structure = atlas.instantiate(candidate.prototype, candidate.elements, candidate.volume)
-            if _fits(structure):
-                if multiple > 1:
-                    structure = _supercell(structure, multiple)
-                structure.properties.update(provenance(atlas, candidate, multiple))
-                yield structure
+    """Everything the atlas has for the cells, likeliest first, but for sites too close for their elements.
+
+    compositions: the atoms of each cell in question, such as one formula with several numbers of units.
+    Scores are shares among the candidates of all of them. space_group: only prototypes of this group.
+    `structure.properties["cell"]` is the place of the structure's composition.
+    """
+    found: list[tuple[float, int, int, Candidate]] = []
+    for place, composition in enumerate(compositions):
+        numbers, counts = atlas.cell_content(composition)
+        for multiple in _divisors(gcd(*counts)):
+            cell = {symbol(int(z)): count // multiple for z, count in zip(numbers, counts, strict=True)}
+            for candidate in atlas.candidates(cell, same_formula=same_formula):
+                if space_group in (None, space_group_of(atlas, candidate)):
+                    evidence = candidate.evidence - SUPERCELL * (multiple > 1)
+                    found.append((evidence, place, multiple, candidate))
+    total = logsumexp([item[0] for item in found]) if found else 0.0
+    found.sort(key=lambda item: (-item[0], item[1], item[2], item[3].prototype, item[3].species))
+    for evidence, place, multiple, candidate in found:
+        structure = atlas.realise(candidate)
+        if _fits(structure):
+            if multiple > 1:
+                structure = _supercell(structure, multiple)
+            structure.properties.update(
+                provenance(atlas, replace(candidate, score=evidence - total), multiple)
+            )
+            structure.properties["cell"] = place
+            yield structure
+
+
+def space_group_of(atlas: PrototypeAtlas, candidate: Candidate) -> int:
+    return space_group(int(atlas.tables.hall[candidate.prototype]))[0]
 
 
 def provenance(atlas: PrototypeAtlas, candidate: Candidate, multiple: int = 1) -> dict[str, Any]:
@@ -99,11 +123,30 @@ def provenance(atlas: PrototypeAtlas, candidate: Candidate, multiple: int = 1) -
         "space_group_symbol": name,
         "score": candidate.score,
         "probability": exp(candidate.score),
-        "elements": [symbol(z) for z in candidate.elements],
+        "derived": candidate.kind,
+        "elements": _by_colour(atlas, candidate),
         "template": [symbol(z) for z in candidate.template],
         "supercell": multiple,
         "source": str(atlas.card.get("name", "custom")),
     }
+
+
+def _content(
+    atlas: PrototypeAtlas, composition: str | Composition | Mapping[Any, float], num_atoms: int | None
+) -> dict[str, int]:
+    numbers, counts = atlas.cell_content(composition, num_atoms)
+    return {symbol(int(z)): count for z, count in zip(numbers, counts, strict=True)}
+
+
+def _by_colour(atlas: PrototypeAtlas, candidate: Candidate) -> list[str]:
+    """What is on each colour: a symbol, or several such as "Fe/Mn"."""
+    found: dict[int, list[str]] = {}
+    for colour, z in zip(
+        atlas.tables.colours_of(candidate.prototype).tolist(), candidate.species, strict=True
+    ):
+        if symbol(z) not in found.setdefault(colour, []):
+            found[colour].append(symbol(z))
+    return ["/".join(found[colour]) for colour in sorted(found)]
 
 
 def _divisors(count: int) -> list[int]:

@@ -102,6 +102,14 @@ class Tables:
         part = self._part("orbit", p)
         return tuple(np.bincount(self.colour[part], self.multiplicity[part]).astype(int).tolist())
 
+    def colours_of(self, p: int) -> Array:
+        """(o,) colour of every orbit."""
+        return self.colour[self._part("orbit", p)].astype(np.int64)
+
+    def multiplicity_of(self, p: int) -> Array:
+        """(o,) atoms of every orbit in the primitive cell."""
+        return self.multiplicity[self._part("orbit", p)].astype(np.int64)
+
     def twins(self, p: int) -> Array:
         return self.twin[self._part("colour", p)]
 
@@ -123,8 +131,28 @@ class Tables:
         """(t,) mean log of the volume over its prediction."""
         return self.volume[self._part("tuple", p)].astype(np.float64) / LOG
 
+    @cached_property
+    def _keys(self) -> dict[tuple[int, int], list[Counts]]:
+        out: dict[tuple[int, int], list[Counts]] = {}
+        for key in sorted(self.groups):
+            out.setdefault((sum(key), len(key)), []).append(key)
+        return out
+
+    def sizes(self, atoms: int, colours: int) -> list[Counts]:
+        """The groups with so many atoms and colours."""
+        return self._keys.get((atoms, colours), [])
+
+    @cached_property
+    def _stacks(self) -> dict[Counts, tuple[Array, Array, Array]]:
+        return {}
+
     def stacked(self, counts: Counts) -> tuple[Array, Array, Array]:
         """All tuples of a group: (m, c) elements, (m,) prototypes, (m,) numbers of crystals."""
+        if counts not in self._stacks:
+            self._stacks[counts] = self._stack(counts)
+        return self._stacks[counts]
+
+    def _stack(self, counts: Counts) -> tuple[Array, Array, Array]:
         empty = np.zeros(0, np.int64)
         rows = [(p, *self.element_tuples(p)) for p in self.groups.get(counts, empty).tolist()]
         if not rows:
