@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ class PropertyPredictor(BaseEstimator):
     the method's own share of lr for a pretrained encoder, lr for an untrained one. seed fixes split, initial
     head and batches.
 
-    A scikit-learn estimator whose X is a list of structures: `clone`, `GridSearchCV`, `cross_val_score` work.
+    A scikit-learn estimator whose X is a list of structures: `clone` and `GridSearchCV` work.
     """
 
     def __init__(
@@ -276,8 +277,8 @@ class PropertyPredictor(BaseEstimator):
         self, structures: Structures, n_samples: int = N_SAMPLES
     ) -> tuple[PropertyConfig, Estimate]:
         target, model = self._target_config(), self.model_
-        known = {atomic_number(name) for name in model.card.get("elements", ())} or None
-        x = self._cells(structures, model, known)
+        x = self._cells(structures, model)
+        _warn_of_strangers(x, model.card)
         with ProgressBar(self.progress, f"predicting {target.name}") as bar:
             bar.add(len(x))
             h = embed(model, x, report=bar.advance).graph
@@ -294,10 +295,8 @@ class PropertyPredictor(BaseEstimator):
         assert target is not None
         return target
 
-    def _cells(
-        self, structures: Structures, model: CrystalModel, known: set[int] | None = None
-    ) -> CrystalBatch:
-        x = to_batch(structures, dtype=torch.float64, known=known)
+    def _cells(self, structures: Structures, model: CrystalModel) -> CrystalBatch:
+        x = to_batch(structures, dtype=torch.float64)
         if self.primitive and knows_cell(model.config.encoder):
             x, _ = primitive_cells(x)
         return x.replace(labels={}, site_labels={})
@@ -377,6 +376,13 @@ def _packed(x: CrystalBatch, z: Tensor) -> PackedDataset:
     return PackedDataset.from_arrays(
         x.numbers.numpy(), x.frac.numpy(), x.lattice.numpy(), x.num_atoms.numpy(), labels
     )
+
+
+def _warn_of_strangers(x: CrystalBatch, card: dict[str, Any]) -> None:
+    strange = sorted(set(x.numbers.unique().tolist()) - _elements(card))
+    if strange and card.get("elements"):
+        names = ", ".join(symbol(z) for z in strange)
+        warnings.warn(f"never seen in training: {names}; do not trust these predictions", stacklevel=4)
 
 
 def _elements(card: dict[str, Any]) -> set[int]:
