@@ -159,7 +159,7 @@ def relax(
         bool, typer.Option("--symmetrize", help="CIFs in their space group instead of P1 as they stand.")
     ] = False,
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
-    dtype: Annotated[str, typer.Option(help="float32, or float64 for fmax below 0.001.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, or float64 for fmax below 0.0001.")] = "float32",
     device: Device = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No bar, no line for each crystal.")] = False,
 ) -> None:
