@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crystalml.cli_lab import benchmark
 from crystalml.cli_parts import Device, Seed, examples
 from crystalml.errors import InputError
 from crystalml.weights import DEFAULT_POTENTIAL
@@ -214,3 +215,38 @@ def _embedder(text: str | None) -> Any:
 
     found = factory(text)
     return found() if isinstance(found, type) else found
+
+
+@benchmark.command(
+    epilog=examples(
+        "crystalml benchmark frechet --test mp_20_test.parquet",
+        "crystalml benchmark frechet --test mp.parquet --benchmark mp_20_val -n 2000 --embedder dao-g",
+    )
+)
+def frechet(
+    test: Annotated[Path, typer.Option(help="Parquet file of crystals.")],
+    embedder: EmbedderName = None,
+    subset: Annotated[
+        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=8, help="Crystals [default: all].")] = None,
+    noisy: Annotated[int, typer.Option(min=8, help="Of these, to add noise to half of.")] = 2000,
+    seeds: Annotated[str, typer.Option(help="A list such as 0,1,2.")] = "0,1,2",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of result and picture.")] = Path(
+        "benchmark-frechet"
+    ),
+    device: Device = None,
+) -> None:
+    """How a Frechet distance rises with noise and falls with the number of crystals."""
+    from crystalml.benchmarks.frechet import run
+
+    run(
+        test,
+        _embedder(embedder),
+        benchmark=subset,
+        n=n,
+        noisy=noisy,
+        seeds=_numbers("--seeds", seeds, int),
+        out=out,
+        device=device,
+    )

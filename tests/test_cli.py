@@ -22,6 +22,7 @@ COMMANDS = [
     ["check-calculator"], ["evaluate"], ["hull"], ["hull-table"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
     ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"],
+    ["benchmark", "frechet"],
     ["benchmark", "potential-speed"],
     ["benchmark", "relax"],
 ]  # fmt: skip
