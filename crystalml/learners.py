@@ -5,19 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from crystalml.calibrate import MIN_CRYSTALS, fit_error_bar
+from crystalml.crystal import CrystalBatch
 from crystalml.datasets.packed import PackedDataset
 from crystalml.embed import embed, knows_hands
 from crystalml.errors import InputError
+from crystalml.models.encoder import Features
 from crystalml.models.error_bar import ErrorBar
-from crystalml.models.model import CrystalModel
+from crystalml.models.model import CrystalModel, Outputs
 from crystalml.models.property_head import (
     DiffusionHead,
     Estimate,
@@ -222,7 +224,32 @@ def _train(
     assert isinstance(head, TrainedHead)
     few = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[:_STANDARD]
     head.standardise(embed(model, train[few]).graph)
-    yield from finetune(model, loss, train, val, config)
+    if not config.freeze:
+        yield from finetune(model, loss, train, val, config)
+    else:
+        frozen = cast(CrystalModel, _Frozen(head))  # all of a model that fine-tuning asks for
+        yield from finetune(frozen, loss.watched(), _encoded(model, train), _encoded(model, val), config)
+
+
+class _Frozen(nn.Module):
+    """A head whose crystals come with their features: a frozen encoder is asked once, not in every epoch."""
+
+    def __init__(self, head: TrainedHead) -> None:
+        super().__init__()
+        self.property_head = head
+        self.encoder = nn.Module()
+
+    def forward(self, x: CrystalBatch) -> Outputs:
+        return Outputs(Features(x.frac, x.labels["features"]), None, None)
+
+
+def _encoded(model: CrystalModel, data: PackedDataset) -> PackedDataset:
+    """One atom stands for each crystal, its features are a label."""
+    b = len(data)
+    h = embed(model, data[:]).graph.cpu() if b else torch.zeros(0, model.encoder.dim)
+    one, count = torch.ones(b, dtype=torch.int8), torch.ones(b, dtype=torch.int16)
+    labels = {**data.labels, "features": h.float()}
+    return PackedDataset(one, torch.zeros(b, 3), torch.eye(3).expand(b, 3, 3).contiguous(), count, labels)
 
 
 def _bars(features: Array, error: Array) -> tuple[ErrorBar, Array]:
