@@ -179,26 +179,25 @@ def relax(
     from crystalml.calculators.ase import DaoCalculator
     from crystalml.relax_files import labelled, relax_files, relax_folder
 
-    def show(name: str, result: Relaxation[Any]) -> None:
-        if not quiet and not result["error"]:
-            typer.echo(_line(name, result))
-
     calculator = DaoCalculator(model, device=device, dtype=dtype)
+    on_done = _report_line if not quiet else None
     if out.name.lower().endswith(FORMATS) and not out.is_dir():
-        report = relax_files(files, calculator, settings, on_done=show, progress=not quiet)
+        report = relax_files(files, calculator, settings, on_done=on_done, progress=not quiet)
         final = [labelled(name, result, calculator) for name, result in report.results]
         failures, notes = report.failures, []
         if final:
             notes = write_structures(final, out, settings.tolerance if symmetrize else None)
         typer.echo(f"{len(final)} relaxed structures written to {out}")
     else:
-        whole = relax_folder(
-            files, out, calculator, settings, format=format, symmetrize=symmetrize, on_done=show,
-            progress=not quiet,
-        )  # fmt: skip
+        options: Any = {"format": format, "symmetrize": symmetrize, "progress": not quiet}
+        whole = relax_folder(files, out, calculator, settings, on_done=on_done, **options)
         failures, notes = whole.failures, whole.notes
         good = len(whole.rows) - len(failures)
         typer.echo(f"{good} relaxed structures in {out}, {whole.skipped} of them from before")
+    _report_failures(failures, notes)
+
+
+def _report_failures(failures: list[tuple[str, str]], notes: list[str]) -> None:
     for note in notes:
         typer.secho(note, fg=typer.colors.YELLOW, err=True)
     if failures:
@@ -208,9 +207,11 @@ def relax(
         raise typer.Exit(1)
 
 
-def _line(name: str, result: Relaxation[Any]) -> str:
+def _report_line(name: str, result: Relaxation[Any]) -> None:
+    if result["error"]:
+        return  # listed at the end
     groups = f", {result['spacegroup_before']} -> {result['spacegroup_after']}"
-    return (
+    typer.echo(
         f"{name}: {result['energy']:.4f} eV, fmax {result['fmax']:.3f} eV/A, {result['n_steps']} steps"
         f"{groups if result['spacegroup_after'] else ''}{'' if result['converged'] else '  NOT CONVERGED'}"
     )

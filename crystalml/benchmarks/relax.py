@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -60,25 +60,17 @@ def run(
 
     Then `timed` of the disturbed crystals are relaxed in a batch and one by one through ASE, with its
     FrechetCellFilter and the same model, and by torch-sim where it is installed: in turns, `repeats` times,
-    by either optimiser; 0 leaves that out.
-    subset: "mp_20_val" (PBE geometries), "mpts_52_val" or None. Writes `out` (JSON) if given.
+    by either optimiser; 0 leaves that out. subset: "mp_20_val" (PBE geometries),
+    "mpts_52_val" or None. Writes `out` (JSON) if given.
     """
     where = pick_device(device)
     loaded = load(model, where)
     if not loaded.is_potential:
         raise UnsupportedError(f"{model} is no potential: relaxations in a batch need one such as 'dao-p'")
     chosen = settings or RelaxSettings()
-    data = crysdb(root, "val", sources=("mp",))
-    if subset is not None:
-        if subset not in BENCHMARKS[1:]:
-            raise InputError(f"subset must be one of {', '.join(BENCHMARKS[1:])}, not {subset!r}")
-        data = data[data.labels["benchmark"] == BENCHMARKS.index(subset)]
-    data = choose(data, n, seed)
-    truths = to_structures(pack(data, labels=())[:])
-    starts = [
-        disturbed(truth, rattle, strain, sample_seed(seed, name, 0))
-        for truth, name in zip(truths, data.ids, strict=True)
-    ]
+    names, truths = _validation(root, subset, n, seed)
+    seeds = [sample_seed(seed, name, 0) for name in names]
+    starts = [disturbed(x, rattle, strain, own) for x, own in zip(truths, seeds, strict=True)]
     predictor = Predictor(loaded)
     relaxed, seconds = _relax(starts, predictor, chosen, "relaxing", progress)
     minima, _ = _relax(truths, predictor, chosen, "own minima", progress)
@@ -90,20 +82,12 @@ def run(
         "seed": seed,
         "rattle": rattle,
         "strain": strain,
-        "fmax": chosen.fmax,
-        "max_steps": chosen.max_steps,
-        "optimizer": chosen.optimizer,
+        **asdict(chosen),
         "crystals": len(truths),
-        "mean_atoms": float(np.mean([len(truth) for truth in truths])),
         "failures": [item["error"] for item in relaxed if item["error"]],
         "steps_median": median(item["n_steps"] for item in relaxed),
         "seconds": seconds,
-        "rows": [
-            _agreement("disturbed / DFT", None, starts, truths),
-            _agreement("relaxed / DFT", relaxed, _final(relaxed), truths),
-            _agreement("relaxed / own minimum", relaxed, _final(relaxed), _final(minima)),
-            _agreement("own minimum / DFT", minima, _final(minima), truths),
-        ],
+        "rows": _table(relaxed, minima, starts, truths),
         "speed": _race(starts[:timed], predictor, chosen, repeats, progress) if timed else [],
         "environment": environment(where),
     }
@@ -111,6 +95,17 @@ def run(
         write_json(Path(out), result)
     _print(result)
     return result
+
+
+def _validation(root: str | Path, subset: str | None, n: int, seed: int) -> tuple[list[str], list[Structure]]:
+    """Ids and DFT crystals of n validation entries of the Materials Project, chosen by the seed."""
+    data = crysdb(root, "val", sources=("mp",))
+    if subset is not None:
+        if subset not in BENCHMARKS[1:]:
+            raise InputError(f"subset must be one of {', '.join(BENCHMARKS[1:])}, not {subset!r}")
+        data = data[data.labels["benchmark"] == BENCHMARKS.index(subset)]
+    data = choose(data, n, seed)
+    return data.ids, to_structures(pack(data, labels=())[:])
 
 
 def disturbed(structure: Structure, rattle: float, strain: float, seed: int) -> Structure:
@@ -145,6 +140,17 @@ def _in_order(outcomes: Iterable[tuple[int, Outcome[Structure]]], structures: Se
 
 def _final(results: Results) -> list[Structure]:
     return [result["final_structure"] for result in results]
+
+
+def _table(
+    relaxed: Results, minima: Results, starts: list[Structure], truths: list[Structure]
+) -> list[dict[str, Any]]:
+    return [
+        _agreement("disturbed / DFT", None, starts, truths),
+        _agreement("relaxed / DFT", relaxed, _final(relaxed), truths),
+        _agreement("relaxed / own minimum", relaxed, _final(relaxed), _final(minima)),
+        _agreement("own minimum / DFT", minima, _final(minima), truths),
+    ]
 
 
 def _agreement(
