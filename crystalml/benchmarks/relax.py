@@ -25,6 +25,7 @@ from crystalml.datasets.crysdb import BENCHMARKS, crysdb
 from crystalml.errors import InputError, UnsupportedError
 from crystalml.metrics.intervals import bootstrap_ratio
 from crystalml.metrics.match import MatchTolerances, compare
+from crystalml.models.model import CrystalModel
 from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
 from crystalml.relax import Outcome, Relaxation, failed, one_by_one, relax_each
@@ -65,8 +66,7 @@ def run(
     """
     where = pick_device(device)
     loaded = load(model, where)
-    if not loaded.is_potential:
-        raise UnsupportedError(f"{model} is no potential: relaxations in a batch need one such as 'dao-p'")
+    _check(loaded)
     chosen = settings or RelaxSettings()
     names, truths = _validation(root, subset, n, seed)
     seeds = [sample_seed(seed, name, 0) for name in names]
@@ -95,6 +95,12 @@ def run(
         write_json(Path(out), result)
     _print(result)
     return result
+
+
+def _check(model: CrystalModel) -> None:
+    if not model.is_potential:
+        name = model.card.get("name", "this model")
+        raise UnsupportedError(f"{name} is no potential: relaxations in a batch need one such as 'dao-p'")
 
 
 def _validation(root: str | Path, subset: str | None, n: int, seed: int) -> tuple[list[str], list[Structure]]:
