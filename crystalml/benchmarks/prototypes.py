@@ -66,7 +66,7 @@ def run(
         "atlas": {"prototypes": len(source), **source.card},
         "targets": len(targets),
         "shots": list(shots),
-        "scores": [_plain(item) for item in scores],
+        "scores": [plain(item) for item in scores],
         "without_prediction": int((counts == 0).sum()),
         "mean_predictions": float(counts.mean()),
         "timeouts": sum(row.timeouts for row in table),
@@ -117,7 +117,7 @@ def _predict(
     return table, np.array(counts), seconds
 
 
-def _plain(item: Score) -> dict[str, Any]:
+def plain(item: Score) -> dict[str, Any]:
     """JSON knows no NaN."""
     return {
         key: None if key.startswith("rmse") and not np.isfinite(value).all() else value
@@ -126,8 +126,17 @@ def _plain(item: Score) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any]) -> None:
+    print_scores(
+        f"prototypes on {result['test']} ({result['rows']})",
+        result["scores"],
+        f"{result['atlas']['prototypes']} prototypes, {result['structures_per_second']:.3g} structures/s, "
+        f"{result['without_prediction']} targets without a prediction",
+    )
+
+
+def print_scores(title: str, scores: Sequence[dict[str, Any]], notes: str) -> None:
     rows = []
-    for item in result["scores"]:
+    for item in scores:
         low, high = item["match_rate_interval"]
         rows.append((
             f"{item['shots']}-shot{', gated' if item['gated'] else ''}",
@@ -135,10 +144,4 @@ def _print(result: dict[str, Any]) -> None:
             "-" if item["rmse"] is None else f"{item['rmse']:.4f}",
             f"{item['matched']}/{item['total']}",
         ))  # fmt: skip
-    show(
-        f"prototypes on {result['test']} ({result['rows']})",
-        ["", "match rate % (95 %)", "RMSE", "matched"],
-        rows,
-        f"{result['atlas']['prototypes']} prototypes, {result['structures_per_second']:.3g} structures/s, "
-        f"{result['without_prediction']} targets without a prediction",
-    )
+    show(title, ["", "match rate % (95 %)", "RMSE", "matched"], rows, notes)

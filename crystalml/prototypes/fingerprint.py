@@ -44,3 +44,18 @@ def fingerprint(structure: Structure) -> Array:
 
 def alike(first: Array, second: Array) -> bool:
     return bool(np.abs(first - second).mean() <= ALIKE)
+
+
+class Distinct:
+    """Tells whether a structure differs from all those it was asked about before, per composition."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[Array]] = {}
+
+    def __call__(self, structure: Structure) -> bool:
+        shape = fingerprint(structure)
+        seen = self._seen.setdefault(structure.composition.reduced_formula, [])
+        if any(alike(shape, other) for other in seen):
+            return False
+        seen.append(shape)
+        return True

@@ -9,13 +9,12 @@ from math import exp, gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from crystalml.elements import covalent_radii, symbol
 from crystalml.errors import InputError
 from crystalml.prototypes.atlas import Candidate, PrototypeAtlas, logsumexp
-from crystalml.prototypes.fingerprint import alike, fingerprint
+from crystalml.prototypes.fingerprint import Distinct
 from crystalml.prototypes.symmetry import space_group
 
 if TYPE_CHECKING:
@@ -51,14 +50,11 @@ def substitute(
         raise InputError(f"n must be a whole number of structures, 0 or more, not {n!r}.")
     source = PrototypeAtlas.default() if atlas is None else atlas
     found: list[Structure] = []
-    seen: list[NDArray[Any]] = []
+    new = Distinct()
     content = _content(source, composition, num_atoms)
     for structure in predictions([content], source, same_formula) if n else ():
-        if distinct:
-            shape = fingerprint(structure)
-            if any(alike(shape, earlier) for earlier in seen):
-                continue
-            seen.append(shape)
+        if distinct and not new(structure):
+            continue
         del structure.properties["cell"]
         structure.properties["index"] = len(found)
         found.append(structure)

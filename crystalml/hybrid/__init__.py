@@ -1,0 +1,1 @@
+"""Known prototypes, refined and ranked: pool of proposals -> denoising -> relaxation -> ranking."""

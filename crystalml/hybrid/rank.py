@@ -1,0 +1,155 @@
+"""Which proposal is right: a conditional logit over what is known of each, fitted to validation crystals.
+
+P(i) = exp(w . x_i) / sum_j exp(w . x_j) over the proposals j of one request, x_i its features. The weights
+maximise sum over targets of log P(any proposal that matches), with a ridge (McFadden 1974; marginal
+likelihood, since several proposals may match).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import logsumexp
+
+from crystalml.errors import FileReadError, InputError
+from crystalml.hybrid.refine import Refined
+
+Array = NDArray[Any]
+
+FEATURES = {
+    "score": "log share by chemical likeness",
+    "gap": "energy after relaxation above the lowest of the request, eV/atom, at most 0.5",
+    "low": "exp(-gap / 0.02 eV/atom)",
+    "start gap": "the same as gap before relaxation",
+    "shift": "displacement while relaxing over (V/N)^(1/3), at most 0.5",
+    "strain": "change of shape while relaxing, at most 0.3",
+    "swelling": "absolute log of the change of volume, at most 0.5",
+    "rough": "1 where forces stayed above 0.1 eV/A",
+    "lost": "1 where the potential had no answer",
+    "merged": "1 where one element holds two colours",
+    "split": "1 where two elements share one colour",
+    "supercell": "1 for a supercell of a smaller prototype",
+}
+DEFAULT = Path(__file__).parent / "ranker.json"
+
+
+def features(proposals: Sequence[Refined]) -> Array:
+    """(m, k) FEATURES of the proposals of one request; energies count only where the potential gave them."""
+    energy = np.array([item.energy for item in proposals])
+    start = np.array([item.start_energy for item in proposals])
+    known = np.isfinite(energy) & np.isfinite(start)
+    gap, start_gap = _above_lowest(energy, known), _above_lowest(start, known)
+
+    def bounded(values: Sequence[float], most: float) -> Array:
+        return np.where(known, np.minimum(np.abs(np.array(values)), most), 0.0)
+
+    properties = [item.structure.properties for item in proposals]
+    columns = {
+        "score": np.array([p["score"] for p in properties]),
+        "gap": gap,
+        "low": np.where(known, np.exp(-gap / 0.02), 0.0),
+        "start gap": start_gap,
+        "shift": bounded([item.shift for item in proposals], 0.5),
+        "strain": bounded([item.strain for item in proposals], 0.3),
+        "swelling": bounded([item.swelling for item in proposals], 0.5),
+        "rough": np.where(known, np.array([item.fmax for item in proposals]) > 0.1, 0.0),
+        "lost": np.where(known, 0.0, float(known.any())),
+        "merged": np.array([p["derived"] == "merged" for p in properties], float),
+        "split": np.array([p["derived"] == "split" for p in properties], float),
+        "supercell": np.array([p["supercell"] > 1 for p in properties], float),
+    }
+    return np.stack([columns[name] for name in FEATURES], 1)
+
+
+def _above_lowest(energy: Array, known: Array) -> Array:
+    if not known.any():
+        return np.zeros(len(energy))
+    return np.where(known, np.minimum(energy - energy[known].min(), 0.5), 0.0)
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """weights: of each feature. card: how they were made."""
+
+    weights: Mapping[str, float]
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.weights) != set(FEATURES):
+            raise InputError(
+                f"a ranker needs a weight for each of {list(FEATURES)}, not {list(self.weights)}"
+            )
+
+    def log_probabilities(self, proposals: Sequence[Refined]) -> Array:
+        """(m,) log P of each proposal of one request."""
+        return self.log_shares(features(proposals))
+
+    def log_shares(self, x: Array) -> Array:
+        """As `log_probabilities`, from features (m, k)."""
+        total = x @ np.array([self.weights[name] for name in FEATURES])
+        out: Array = total - logsumexp(total)
+        return out
+
+    def save(self, path: str | Path) -> None:
+        data = {"weights": dict(self.weights), "features": FEATURES, **self.card}
+        Path(path).write_text(json.dumps(data, indent=1) + "\n")
+
+    @staticmethod
+    def load(path: str | Path) -> Ranker:
+        try:
+            data = json.loads(Path(path).read_text())
+            weights = {name: float(data["weights"][name]) for name in FEATURES}
+        except (OSError, ValueError, KeyError) as error:
+            raise FileReadError(
+                f"{path} is no ranker ({error!r}); make one with `crystalml fit-ranker`"
+            ) from error
+        return Ranker(weights, {key: value for key, value in data.items() if key != "weights"})
+
+    @staticmethod
+    @cache
+    def default() -> Ranker:
+        """The ranker shipped with the package, for proposals relaxed with the shipped potential."""
+        return Ranker.load(DEFAULT)
+
+    @staticmethod
+    def by_score() -> Ranker:
+        """Chemical likeness alone, for proposals that no potential has seen."""
+        return Ranker({name: float(name == "score") for name in FEATURES})
+
+
+def fit_ranker(
+    tables: Sequence[tuple[Array, Array]], ridge: float = 0.01, fixed: Sequence[str] = ()
+) -> Ranker:
+    """Fit to (features (m, k), matches (m,) bool) of many targets; those without a match teach nothing.
+
+    ridge: of standardised weights. fixed: names of features that shall not count.
+    """
+    usable = [(x, y) for x, y in tables if y.any() and not y.all()]
+    if not usable:
+        raise InputError("no target has both proposals that match and proposals that do not: nothing to fit")
+    scale = np.concatenate([x for x, _ in usable]).std(0)
+    free = np.array([name not in fixed for name in FEATURES]) & (scale > 1e-9)
+    scale = np.where(scale > 1e-9, scale, 1.0)
+
+    def loss(w: Array) -> tuple[float, Array]:
+        value, slope = ridge * float(w @ w), 2 * ridge * w
+        for x, y in usable:
+            z = (x / scale * free) @ w
+            p = np.exp(z - logsumexp(z))
+            q = np.where(y, p, 0.0) / p[y].sum()
+            value -= math.log(p[y].sum()) / len(usable)
+            slope = slope + ((p - q) @ (x / scale * free)) / len(usable)
+        return value, slope
+
+    found = minimize(loss, np.zeros(len(FEATURES)), jac=True, method="L-BFGS-B")
+    weights = found.x * free / scale
+    return Ranker({name: round(float(w), 4) for name, w in zip(FEATURES, weights, strict=True)})
