@@ -7,10 +7,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from crystalml.errors import CrystalMLError
+from crystalml.errors import CrystalMLError, InputError
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """'1,2.5' -> [1.0, 2.5]."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {text!r} is no list of numbers such as 1,20") from error
 
 
 def examples(*lines: str) -> str:

@@ -116,7 +116,7 @@ class PropertyPredictor(BaseEstimator):
         train, val = self._split(x, z, target, validation, model, learner)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)  # the head's first weights
-            model = _with_target(model, target, len(train))
+            model = with_target(model, target, len(train))
         model.to(self._device())
         self.history_: list[Epoch] = []
         with ProgressBar(self.progress, f"learning {self.name}") as bar:
@@ -337,7 +337,7 @@ class PropertyPredictor(BaseEstimator):
         return out
 
 
-def _with_target(model: CrystalModel, target: PropertyConfig, points: int) -> CrystalModel:
+def with_target(model: CrystalModel, target: PropertyConfig, points: int) -> CrystalModel:
     """A model with the same encoder and a fresh head for the property."""
     target = replace(target, points=points) if target.head == "kernel" else target
     out = replace(model.config, target=target).build()

@@ -22,7 +22,7 @@ COMMANDS = [
     ["check-calculator"], ["evaluate"], ["hull"], ["hull-table"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
     ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"],
-    ["benchmark", "frechet"],
+    ["benchmark", "frechet"], ["benchmark", "crysdiff"],
     ["benchmark", "potential-speed"],
     ["benchmark", "relax"],
 ]  # fmt: skip

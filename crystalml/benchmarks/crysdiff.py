@@ -1,0 +1,314 @@
+"""CrysDiff's study: properties by diffusion or by regression, pretrained, frozen, from many labels or few.
+
+Crystals of JARVIS come with their official splits; those of MatBench and of the Materials Project are cut
+60/20/20 at random. Every fit is shown the same number of crystals; the best round on validation counts.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from crystalml.benchmarks.matbench_tasks import load_task
+from crystalml.benchmarks.report import environment, pick_device, show
+from crystalml.crystal import CrystalBatch
+from crystalml.datasets.arrays import Arrays, pack
+from crystalml.datasets.crysdb import crysdb, read_parquet
+from crystalml.datasets.splits import random_split
+from crystalml.embed import embed
+from crystalml.errors import InputError
+from crystalml.journal import Journal, write_json
+from crystalml.learners import N_SAMPLES, Diffusion
+from crystalml.metrics.intervals import bootstrap_ratio
+from crystalml.metrics.predictive import covered, crps
+from crystalml.models.model import CrystalModel
+from crystalml.models.property_head import PropertyConfig
+from crystalml.primitive import primitive_cells
+from crystalml.progress import ProgressBar
+from crystalml.property import PropertyPredictor, with_target
+from crystalml.weights.registry import as_model
+
+Ids = NDArray[np.int64]
+
+JARVIS = {
+    "jarvis-e_form": ("formation_energy_peratom", "eV/atom"),
+    "jarvis-gap_opt": ("optb88vdw_bandgap", "eV"),
+    "jarvis-e_total": ("optb88vdw_total_energy", "eV/atom"),
+    "jarvis-ehull": ("ehull", "eV/atom"),
+    "jarvis-gap_mbj": ("mbj_bandgap", "eV"),
+    "jarvis-kv": ("bulk_modulus_kv", "GPa"),
+    "jarvis-gv": ("shear_modulus_gv", "GPa"),
+    "jarvis-slme": ("slme", "%"),
+    "jarvis-spillage": ("spillage", ""),
+}
+"""The nine properties of the paper's table, by the name of their column."""
+MATBENCH = {"mp-e_form": "mp_e_form", "mp-gap": "mp_gap", "mp-log_k": "log_kvrh", "mp-log_g": "log_gvrh"}
+PROPERTIES = (*JARVIS, *MATBENCH, "mp-ehull")
+
+ROWS = {
+    "scratch + regression": {"method": "regression", "pretrained": False, "freeze": False},
+    "scratch + diffusion": {"method": "diffusion", "pretrained": False, "freeze": False},
+    "pretrained + regression": {"method": "regression", "pretrained": True, "freeze": False},
+    "pretrained + diffusion": {"method": "diffusion", "pretrained": True, "freeze": False},
+    "frozen + regression": {"method": "regression", "pretrained": True, "freeze": True},
+    "frozen + diffusion": {"method": "diffusion", "pretrained": True, "freeze": True},
+}
+_LEVELS = (np.arange(100) + 0.5) / 100  # the distribution, for its CRPS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every fit gets. seen: crystals shown while learning (a frozen encoder: ten times as many, they
+    are encoded once). minutes: a cap on top. max_train: labels at most; validation a third of it; max_test.
+    encoder_lr: for all pretrained encoders, None for each method's own.
+    """
+
+    encoder: str = "diffcsp"
+    seen: int = 200_000
+    minutes: float | None = None
+    max_train: int | None = None
+    max_test: int | None = None
+    max_atoms: int | None = None
+    lr: float = 1e-3
+    encoder_lr: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Crystals in primitive cells, values (b,), and the places of train, val and test."""
+
+    crystals: CrystalBatch
+    y: NDArray[np.float64]
+    parts: Mapping[str, Ids]
+    unit: str
+
+
+def run(
+    root: str | Path,
+    properties: Sequence[str] = PROPERTIES,
+    rows: Sequence[str] = tuple(ROWS),
+    fractions: Sequence[float] = (100,),
+    settings: Settings | None = None,
+    *,
+    timing: int = 256,
+    out: str | Path = "benchmark-crysdiff",
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """MAE, CRPS and coverage of 90 % intervals on test crystals, as JSON in `out`; stopped, it goes on.
+
+    fractions: percent of the training labels. timing: batch of the comparison of 20 chains with one encoder
+    pass, 0 for none. Raises InputError for unknown properties, rows and fractions.
+    """
+    settings = settings or Settings()
+    _check(properties, rows, fractions)
+    journal = Journal(Path(out), "results.jsonl")
+    found = journal.open(asdict(settings))
+    done = {(r["property"], r["row"], r["fraction"]) for r in found}
+    where = pick_device(device)
+    with ProgressBar(progress, "crysdiff") as bar:
+        bar.add(len(properties) * len(rows) * len(fractions))
+        for name in properties:
+            todo = [(row, f) for f in fractions for row in rows if (name, row, f) not in done]
+            bar.advance(len(rows) * len(fractions) - len(todo))
+            data = load(root, name, settings) if todo else None
+            for row, fraction in todo:
+                assert data is not None
+                record = {"property": name, "row": row, "fraction": fraction}
+                record |= measure(data, row, fraction, settings, str(where))
+                journal.append([record])
+                found.append(record)
+                bar.advance(1)
+    result: dict[str, Any] = {
+        "benchmark": "crysdiff",
+        "settings": asdict(settings),
+        "records": found,
+        "timing": time_chains(root, settings, timing, where) if timing else None,
+        "environment": environment(where),
+    }
+    write_json(Path(out, "result.json"), result)
+    _print(result)
+    return result
+
+
+def _check(properties: Sequence[str], rows: Sequence[str], fractions: Sequence[float]) -> None:
+    for kind, names, known in (("property", properties, PROPERTIES), ("row", rows, tuple(ROWS))):
+        for name in names:
+            if name not in known:
+                raise InputError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")
+    if bad := [f for f in fractions if not 0 < f <= 100]:
+        raise InputError(f"fractions are percent of the labels, within 0 and 100, not {bad[0]:g}")
+
+
+def load(root: str | Path, name: str, settings: Settings) -> Labelled:
+    """The labelled crystals of one property; limits thin them out at random, the same for every row."""
+    arrays, y, parts, unit = _jarvis(root, name) if name in JARVIS else _mp(root, name, settings.seed)
+    limits = {"train": settings.max_train, "val": None, "test": settings.max_test}
+    if settings.max_train:
+        limits["val"] = max(1, settings.max_train // 3)
+    draw = np.random.default_rng(1000 + settings.seed)
+    fits = arrays.num_atoms <= (settings.max_atoms or arrays.num_atoms.max())
+    parts = {k: draw.permutation(ids[fits[ids]])[: limits[k]] for k, ids in parts.items()}
+    used = np.concatenate(list(parts.values()))
+    cells, _ = primitive_cells(pack(arrays[used], labels=())[:])
+    ends = np.cumsum([0, *(len(ids) for ids in parts.values())])
+    places = {k: np.arange(ends[i], ends[i + 1]) for i, k in enumerate(parts)}
+    return Labelled(cells, y[used], places, unit)
+
+
+Cut = tuple[Arrays, NDArray[np.float64], dict[str, Ids], str]
+
+
+def _jarvis(root: str | Path, name: str) -> Cut:
+    column, unit = JARVIS[name]
+    data = read_parquet(Path(root, "properties", "jarvis_3536.parquet"))
+    y, split = data.labels[column].astype(np.float64), data.strings[f"{column}_split"]
+    known = np.isfinite(y)
+    return data, y, {k: np.flatnonzero(known & (split == k)) for k in ("train", "val", "test")}, unit
+
+
+def _mp(root: str | Path, name: str, seed: int) -> Cut:
+    if name in MATBENCH:
+        task = load_task(root, MATBENCH[name])
+        data, y, unit = task.crystals, task.y, task.task.unit
+    else:
+        data = crysdb(root, "train", sources=("mp",))
+        y, unit = data.labels["energy_above_hull"].astype(np.float64), "eV/atom"
+        data, y = data[np.isfinite(y)], y[np.isfinite(y)]
+    return data, y, random_split(len(y), {"train": 0.6, "val": 0.2, "test": 0.2}, seed), unit
+
+
+def measure(data: Labelled, row: str, fraction: float, settings: Settings, device: str) -> dict[str, Any]:
+    """One fit and its figures on the test crystals."""
+    how, ids = ROWS[row], dict(data.parts)
+    ids["train"] = ids["train"][: max(2, round(len(ids["train"]) * fraction / 100))]
+    places = {k: torch.from_numpy(v) for k, v in ids.items()}
+    model = as_model(settings.encoder, "cpu", torch.float32)
+    rounds = math.ceil(settings.seen * (10 if how["freeze"] else 1) / len(ids["train"]))
+    predictor = PropertyPredictor(
+        model if how["pretrained"] else model.config.encoder,
+        how["method"],  # type: ignore[arg-type]
+        primitive=False,
+        epochs=rounds,
+        patience=max(20, rounds // 4),
+        minutes=settings.minutes,
+        lr=settings.lr,
+        encoder_lr=settings.encoder_lr if how["pretrained"] else None,
+        freeze=bool(how["freeze"]),
+        seed=settings.seed,
+        device=device,
+    )
+    x, y, start = data.crystals, data.y, time.perf_counter()
+    predictor.fit(x[places["train"]], y[ids["train"]], (x[places["val"]], y[ids["val"]]))
+    seconds, truth = time.perf_counter() - start, y[ids["test"]]
+    value, levels = predictor.predict(x[places["test"]], quantiles=(0.05, 0.5, 0.95, *_LEVELS))
+    low, high = levels[:, 0], levels[:, 2]
+    scores = {
+        "mae": np.abs(value - truth),
+        "crps": crps(levels[:, 3:], truth),
+        "coverage": covered(low, high, truth).astype(float),
+        "width": high - low,
+    }
+    ones = np.ones(len(truth))
+    return {
+        **{k: len(v) for k, v in ids.items()},
+        "unit": data.unit,
+        "epochs": len(predictor.history_),
+        "seconds": seconds,
+        "deviation": float(np.abs(truth - np.median(y[ids["train"]])).mean()),
+        **{k: {"mean": float(v.mean()), "interval": bootstrap_ratio(v, ones)} for k, v in scores.items()},
+        "errors": [float(f"{e:.4g}") for e in scores["mae"]],
+        "scores": [float(f"{e:.4g}") for e in scores["crps"]],
+    }
+
+
+def time_chains(root: str | Path, settings: Settings, crystals: int, device: torch.device) -> dict[str, Any]:
+    """Seconds of one encoder pass over a batch, and of 20 chains of the diffusion head on its features."""
+    data = read_parquet(Path(root, "properties", "jarvis_3536.parquet"))
+    model = as_model(settings.encoder, str(device), torch.float32)
+    x = pack(data[:crystals], labels=())[:]
+    torch.manual_seed(settings.seed)
+    tuned: CrystalModel = with_target(model, PropertyConfig(head="diffusion"), 0).to(device).eval()
+    head = tuned.property_head
+    assert head is not None
+    encode, chains = [], []
+    with torch.no_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            h = embed(tuned, x).graph
+            middle = time.perf_counter()
+            Diffusion().estimate(head, h)
+            chains.append(time.perf_counter() - middle)
+            encode.append(middle - start)
+    return {
+        "crystals": len(x),
+        "chains": N_SAMPLES,
+        "encoder_seconds": min(encode),
+        "chain_seconds": min(chains),
+        "ratio": 1 + min(chains) / min(encode),
+    }
+
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def paired(records: Records, first: str, second: str, key: str) -> list[dict[str, Any]]:
+    """Mean of first - second over the same test crystals, and its 95 % interval: below 0, first is better."""
+    found = []
+    for a in (r for r in records if r["row"] == first):
+        same = (r for r in records if r["row"] == second and _place(r) == _place(a))
+        for b in same:
+            gap = np.asarray(a[key]) - np.asarray(b[key])
+            low, high = bootstrap_ratio(gap, np.ones(len(gap)))
+            found.append({"place": _place(a), "difference": float(gap.mean()), "interval": (low, high)})
+    return found
+
+
+def _place(record: Mapping[str, Any]) -> tuple[str, float]:
+    return record["property"], record["fraction"]
+
+
+def _figure(part: Mapping[str, Any]) -> str:
+    low, high = part["interval"]
+    return f"{part['mean']:.4g} ({low:.4g}-{high:.4g})"
+
+
+def _print(result: Mapping[str, Any]) -> None:
+    records = result["records"]
+    for name in dict.fromkeys(r["property"] for r in records):
+        mine = sorted((r for r in records if r["property"] == name), key=lambda r: (-r["fraction"], r["row"]))
+        table = [
+            (
+                r["row"] if r["fraction"] == 100 else f"{r['row']} ({r['fraction']:g} %)",
+                *(_figure(r[key]) for key in ("mae", "crps", "width")),
+                f"{100 * r['coverage']['mean']:.1f}",
+                str(r["train"]),
+                str(r["epochs"]),
+            )
+            for r in mine
+        ]
+        note = f"{mine[0]['test']} test crystals; the training median has MAE {mine[0]['deviation']:.4g}"
+        columns = ["", "MAE (95 %)", "CRPS (95 %)", "width of 90 %", "held %", "labels", "epochs"]
+        show(f"{name} {mine[0]['unit']}", columns, table, note)
+    for state in ("pretrained", "frozen", "scratch"):
+        for key, label in (("errors", "MAE"), ("scores", "CRPS")):
+            gaps = paired(records, f"{state} + diffusion", f"{state} + regression", key)
+            better = sum(g["interval"][1] < 0 for g in gaps)
+            worse = sum(g["interval"][0] > 0 for g in gaps)
+            if gaps:
+                same = len(gaps) - better - worse
+                print(f"{state}: {label} of diffusion better {better}, worse {worse}, no different {same}")
+    if clock := result["timing"]:
+        print(
+            f"{clock['chains']} chains after an encoder pass: {clock['ratio']:.2f} x the pass alone "
+            f"({clock['crystals']} crystals: {clock['encoder_seconds']:.2f} + {clock['chain_seconds']:.2f} s)"
+        )
