@@ -61,12 +61,10 @@ def run(
 ) -> dict[str, Any]:
     """Match rate and RMSE of `max(shots)` samples a target, on n targets chosen by the seed (None: all).
 
-    benchmark: see `read_test`. solver, steps: see `sample.solvers`.
-
-    Samples go to `out`/samples.jsonl; the same call goes on where it was stopped, and a larger n or more
-    shots draw only what is missing. A sample depends on (seed, target, shot) alone. Writes every
-    comparison to `out`/matches.jsonl and the figures to `out`/result.json, and returns the latter.
-    gated=False leaves out the validity gate, which needs SMACT.
+    benchmark: see `read_test`. solver, steps: see `sample.solvers`. Samples go to `out`/samples.jsonl; the
+    same call goes on where it was stopped, and a larger n or more shots draw only what is missing. A sample
+    depends on (seed, target, shot) alone. Writes every comparison to `out`/matches.jsonl and the figures to
+    `out`/result.json, and returns the latter. gated=False leaves out the validity gate, which needs SMACT.
     """
     if gated:
         is_valid_composition(Composition("NaCl"))  # a missing SMACT shows before hours of sampling
@@ -83,7 +81,6 @@ def run(
     budget = max_pairs or pair_budget(where, gradient=job.guide is not None)
     for sample in _draw(targets, missing, job, seed, budget, store, progress):
         drawn[sample.id, sample.shot] = sample
-
     rows = [[drawn[name, shot] for shot in range(max(shots))] for name in targets.ids]
     seconds = sum(sample.seconds for row in rows for sample in row)
     result = {
