@@ -34,7 +34,7 @@ class FinetuneConfig:
     """The run ends after `epochs`, after `minutes`, or when `patience` epochs brought nothing new.
 
     slow: the encoder's learning rate as a share of the head's. freeze: train the head alone. crystals: of a
-    batch, None for a tenth of the data within 8 to 64. pairs: padded atom pairs or neighbours of a batch.
+    batch, None for a fiftieth of the data within 8 to 64. pairs: padded atom pairs or neighbours of a batch.
     """
 
     epochs: int = 100
@@ -75,7 +75,7 @@ def finetune(
 
     Without validation crystals (an empty set) the last weights are kept and nothing stops early.
     """
-    size = config.crystals or max(8, min(64, len(data) // 10))
+    size = config.crystals or max(8, min(64, len(data) // 50))
     plan = batches(model, data, config.pairs, size, config.seed)
     steps = max(1, config.epochs * len(plan.epoch(0)))
     settings = FitConfig(
