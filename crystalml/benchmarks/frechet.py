@@ -45,7 +45,7 @@ def run(
 
     Noise: half of `noisy` crystals at level t of GemsDiff's diffusion, lattice and coordinates, against the
     other half. Sizes: two disjoint random parts of each size of the n crystals; what cannot be had twice is
-    left out. Each over the seeds (mean and standard deviation). Writes `out`/result.json and `out`/frechet.png
+    left out. Each over the seeds (mean, standard deviation). Writes `out`/result.json and `out`/frechet.png
     and returns the former.
     """
     where = pick_device(device)
