@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
-from ase.filters import FrechetCellFilter
-from ase.optimize import BFGS
 from phonopy import Phonopy
 from phonopy.phonon.band_structure import get_band_qpoints_and_path_connections
 from phonopy.structure.atoms import PhonopyAtoms
 
-from crystalml import DaoCalculator, Predictor, to_batch
+from crystalml import DaoCalculator, Predictor, relax, to_batch
 
 calculator = DaoCalculator(*sys.argv[1:2], device="cpu", dtype="float64")
 folder = Path(sys.argv[2]) if len(sys.argv) > 2 else None
@@ -48,8 +46,8 @@ def phonons(atoms: Atoms) -> Phonopy:
 
 figure, axes = plt.subplots(2, 2, figsize=(8, 6), width_ratios=[3, 1], sharey="row", layout="constrained")
 for (name, atoms), (bands, density) in zip(CRYSTALS.items(), axes, strict=True):
-    atoms.calc = calculator  # relaxed first: away from the model's own cell, stress shifts every frequency
-    BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-4, steps=100)  # type: ignore[arg-type]
+    # Relaxed first: away from the model's own cell, stress shifts every frequency.
+    atoms = relax(atoms, calculator, fmax=1e-4, fix_symmetry=True)[0]["final_structure"]
     phonon = phonons(atoms)
     at = {point: phonon.get_frequencies(q) for point, q in {"Gamma": GAMMA, "X": X, "L": L}.items()}
     values = {"TO": at["Gamma"][3], "X TA": at["X"][0], "X TO": at["X"][-1], "L TA": at["L"][0]}

@@ -9,11 +9,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from ase import Atoms
 from ase.build import bulk, fcc111, surface
-from ase.filters import FrechetCellFilter
-from ase.optimize import BFGS
 from ase.units import J, m
 
-from crystalml import DaoCalculator
+from crystalml import DaoCalculator, relax
 
 calculator = DaoCalculator(*sys.argv[1:2], device="cpu", dtype="float64")
 folder = Path(sys.argv[2]) if len(sys.argv) > 2 else None
@@ -23,13 +21,6 @@ folder = Path(sys.argv[2]) if len(sys.argv) > 2 else None
 # 160080 (2016). No slab was in training.
 KNOWN = {"NaCl(001)": "0.14-0.24", "MgO(001)": "1.04-1.20", "Cu(111)": "1.34"}
 LAYERS = (2, 4, 6)
-
-
-def relaxed(atoms: Atoms, cell: bool) -> Atoms:
-    atoms.calc = calculator
-    target = FrechetCellFilter(atoms) if cell else atoms
-    BFGS(target, logfile=None).run(fmax=0.01, steps=100)  # type: ignore[arg-type]
-    return atoms
 
 
 def slab(name: str, crystal: Atoms, layers: int) -> Atoms:
@@ -44,21 +35,22 @@ def slab(name: str, crystal: Atoms, layers: int) -> Atoms:
 figure, plot = plt.subplots(figsize=(5, 3.5), layout="constrained")
 for name, known in KNOWN.items():
     kind = "fcc" if name.startswith("Cu") else "rocksalt"
-    crystal = relaxed(bulk(name.split("(")[0], kind, 3.6 if kind == "fcc" else 5.0), cell=True)
-    per_atom = crystal.get_potential_energy() / len(crystal)
-    found = []
+    start = bulk(name.split("(")[0], kind, 3.6 if kind == "fcc" else 5.0)
+    found = relax(start, calculator, fmax=0.001, fix_symmetry=True)[0]
+    crystal, per_atom = found["final_structure"], found["energy"] / len(start)
+    energies = []
     for layers in LAYERS:
         film = slab(name, crystal, layers)
         film.calc = calculator
         ideal = film.get_potential_energy()
         area = film.cell.areas()[2]
-        final = relaxed(film, cell=False).get_potential_energy()
+        final = relax(film, calculator, fmax=0.01)[0]["energy"]  # all atoms, in the crystal's own plane
         gammas = [(energy - len(film) * per_atom) / (2 * area) / (J / m**2) for energy in (ideal, final)]
-        found.append(gammas[1])
+        energies.append(gammas[1])
         print(
             f"{name:10s} {layers} layers: {gammas[0]:.3f} cut, {gammas[1]:.3f} relaxed J/m^2 (known {known})"
         )
-    plot.plot(LAYERS, found, "o-", label=f"{name} (known {known})")
+    plot.plot(LAYERS, energies, "o-", label=f"{name} (known {known})")
 plot.set(xlabel="layers", ylabel="surface energy (J/m$^2$)", ylim=(0, None), xticks=LAYERS)
 plot.legend()
 if folder:

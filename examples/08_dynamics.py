@@ -10,13 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from ase import Atoms, units
 from ase.build import bulk
-from ase.filters import FrechetCellFilter
 from ase.md.bussi import Bussi
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
-from ase.optimize import BFGS
 
-from crystalml import DaoCalculator
+from crystalml import DaoCalculator, relax
 
 calculator = DaoCalculator(*sys.argv[1:2], device="cpu", dtype="float64")
 folder = Path(sys.argv[2]) if len(sys.argv) > 2 else None
@@ -25,10 +23,8 @@ DURATION = 1000 * units.fs * (float(sys.argv[3]) if len(sys.argv) > 3 else 0.5)
 
 def crystal(temperature: float) -> Atoms:
     """64 atoms at the model's own lattice constant, with velocities of a temperature and no drift."""
-    cell = bulk("NaCl", "rocksalt", 5.64, cubic=True)
-    cell.calc = calculator
-    BFGS(FrechetCellFilter(cell), logfile=None).run(fmax=1e-3, steps=100)  # type: ignore[arg-type]
-    atoms = cell * (2, 2, 2)
+    salt = bulk("NaCl", "rocksalt", 5.64, cubic=True)
+    atoms = relax(salt, calculator, fmax=1e-3, fix_symmetry=True)[0]["final_structure"] * (2, 2, 2)
     atoms.calc = calculator
     MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=np.random.default_rng(0))
     Stationary(atoms)
