@@ -188,15 +188,15 @@ class PrototypeAtlas:
         return [replace(item, score=item.evidence - total) for item in out]
 
     def _direct(self, base: Array, counts: tuple[int, ...], same_formula: bool) -> list[Found]:
-        elements, owner, members = self.tables.stacked(counts)
+        elements, owner, weight = self.tables.stacked(counts)
         if not same_formula:
             seen = [(elements == base[list(order)]).all(1) for order in regroupings(counts)]
             keep = ~np.any(seen, axis=0)
-            elements, owner, members = elements[keep], owner[keep], members[keep]
+            elements, owner, weight = elements[keep], owner[keep], weight[keep]
         found: list[Found] = []
         for order in regroupings(counts) if len(owner) else ():
             target = base[list(order)]
-            score = self.similarity.scores(target, elements, members)
+            score = self.similarity.scores(target, elements, weight)
             for total, p, template in by_prototype(score, elements, owner):
                 if _canonical(target, self.tables.twins(p)):
                     found.append((total, p, tuple(target[self.tables.colours_of(p)].tolist()), template))
@@ -237,9 +237,9 @@ class PrototypeAtlas:
 
     def _excess(self, p: int, species: Sequence[int]) -> float:
         """Log of the volume over the model's, as in the prototype's crystals with elements like these."""
-        elements, members = self.tables.element_tuples(p)
+        elements, evidence = self.tables.element_tuples(p)
         _, first = np.unique(self.tables.colours_of(p), return_index=True)
-        score = self.similarity.scores(np.array(species)[first], elements, members)
+        score = self.similarity.scores(np.array(species)[first], elements, evidence)
         weight = np.exp(score - score.max())
         return float(weight @ self.tables.excess(p) / weight.sum())
 
@@ -263,23 +263,24 @@ def _canonical(target: Array, twins: Array) -> bool:
 def _volumes(prototypes: Sequence[Prototype]) -> tuple[VolumeModel, list[dict[Elements, float]]]:
     """The volume model of all members, and the mean log by which those of the same elements exceed it."""
     amounts = [_amounts(prototype) for prototype in prototypes]
-    numbers = np.array([z for p in prototypes for elements, _ in p.members for z in elements], np.int8)
+    numbers = np.array([z for p in prototypes for member in p.members for z in member.elements], np.int8)
     if not len(numbers):
         return VolumeModel(np.zeros((119, 119)), float("nan")), []
     sizes, atoms, volume = [], [], []
     for prototype, counts in zip(prototypes, amounts, strict=True):
-        for _, value in prototype.members:
+        for member in prototype.members:
             sizes.append(int(counts.sum()))
             atoms.append(counts)
-            volume.append(value)
+            volume.append(member.volume)
     z = np.repeat(numbers, np.concatenate(atoms))
     data = Arrays(z, np.zeros((len(z), 3)), np.zeros((len(sizes), 3, 3)), np.array(sizes))
     model = fit_volume(fractions(data), np.array(volume))
     surplus = []
     for prototype, counts in zip(prototypes, amounts, strict=True):
         gaps: dict[Elements, list[float]] = {}
-        for elements, value in prototype.members:
-            gaps.setdefault(elements, []).append(float(np.log(value)) - model.log_volume(elements, counts))
+        for member in prototype.members:
+            gap = float(np.log(member.volume)) - model.log_volume(member.elements, counts)
+            gaps.setdefault(member.elements, []).append(gap)
         surplus.append({elements: float(np.mean(values)) for elements, values in gaps.items()})
     return model, surplus
 

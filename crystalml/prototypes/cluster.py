@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,27 +18,34 @@ Array = NDArray[Any]
 TIE = 0.03  # recolourings that fit this well alike are one: the two sites of rock salt, say
 
 
+class Member(NamedTuple):
+    """One crystal: elements of colours 0, 1, ..., cubic Angstrom per atom, and its weight as evidence."""
+
+    elements: tuple[int, ...]
+    volume: float
+    weight: float = 1.0
+
+
 @dataclass
 class Prototype:
     """A leader and, summed over the members, what they average to.
 
-    Displacements are relative to the leader's sites. members: (elements of colours 0, 1, ..., volume per
-    atom) of every member.
+    Displacements are relative to the leader's sites.
     """
 
     leader: Coloured
     shifts: Array
     logs: Array
-    members: list[tuple[tuple[int, ...], float]] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
 
     @staticmethod
     def of(leader: Coloured) -> Prototype:
         return Prototype(leader, np.zeros((len(leader.colours), 3)), np.zeros(6))
 
-    def add(self, elements: tuple[int, ...], placement: Placement, volume: float) -> None:
+    def add(self, member: Member, placement: Placement) -> None:
         self.shifts += placement.shifts
         self.logs += np.log(placement.cell)
-        self.members.append((elements, volume))
+        self.members.append(member)
 
     def mean(self) -> tuple[Array, Array]:
         """(6,) cell at unit volume per atom and (o, 3) sites: means over members, exact in the group."""
@@ -71,7 +78,7 @@ class Clusters:
         keys = sorted(self.groups, key=lambda key: (key[1], key[0]))
         return [p for key in keys for p in sorted(self.groups[key], key=lambda p: -len(p.members))]
 
-    def add(self, crystal: Description) -> None:
+    def add(self, crystal: Description, weight: float = 1.0) -> None:
         coloured = Coloured.of(crystal)
         group = self.groups.setdefault(coloured.key, [])
         if group:
@@ -79,15 +86,15 @@ class Clusters:
             near = (lengths <= self.close.length) & (angles <= self.close.angle)
             order = np.argsort(np.where(near, lengths, np.inf).min(0), kind="stable")
             for position in order[: int(near.any(0).sum())]:
-                if self._join(group[position], coloured):
+                if self._join(group[position], coloured, weight):
                     return
         fresh = Prototype.of(Coloured.of(crystal))  # a copy without the tables that `settings` keeps
         group.append(fresh)
         cells = self._cells.get(coloured.key, np.zeros((0, 6)))
         self._cells[coloured.key] = np.concatenate([cells, crystal.cell[None]])
-        self._join(fresh, coloured)
+        self._join(fresh, coloured, weight)
 
-    def _join(self, prototype: Prototype, crystal: Coloured) -> bool:
+    def _join(self, prototype: Prototype, crystal: Coloured, weight: float) -> bool:
         found = []
         for colouring in crystal.recolourings():
             placement = place(prototype.leader, crystal, colouring, self.close)
@@ -104,5 +111,5 @@ class Clusters:
                     elements[colour] = crystal.elements[k]
                 options.append((tuple(elements), placement))
         elements_, placement = min(options, key=lambda option: [(electronegativity(z), z) for z in option[0]])
-        prototype.add(elements_, placement, crystal.crystal.volume)
+        prototype.add(Member(elements_, crystal.crystal.volume, weight), placement)
         return True

@@ -31,9 +31,9 @@ def merged(tables: Tables, similarity: Similarity, base: Sequence[int], counts: 
     """Prototypes with one colour more than the target, two of which hold the same element."""
     out: list[Found] = []
     for key in tables.sizes(sum(counts), len(counts) + 1):
-        elements, owner, members = tables.stacked(key)
+        elements, owner, weight = tables.stacked(key)
         for labels in set(_merging_labels(key, base, counts)):
-            score = similarity.scores(np.array(labels), elements, members)
+            score = similarity.scores(np.array(labels), elements, weight)
             for total, p, nearest in by_prototype(score, elements, owner):
                 colours = tables.colours_of(p)
                 out.append((total, p, tuple(labels[k] for k in colours.tolist()), nearest))
@@ -49,13 +49,13 @@ def split(tables: Tables, similarity: Similarity, base: Sequence[int], counts: C
         key = tuple(sorted([both, *(n for n, _ in rest)]))
         if key not in tables.groups:
             continue
-        elements, owner, members = tables.stacked(key)
+        elements, owner, weight = tables.stacked(key)
         share = (counts[i], base[i]), (counts[j], base[j])
         for place, labels in _splitting_labels(key, rest, both):
             distance = sum(n * similarity.distances[z][elements[:, place]] for n, z in share) / both
             distance = distance + similarity.distances[labels[None], elements].sum(1)
             distance = distance - similarity.distances[labels[place], elements[:, place]]
-            score = similarity.log_kernel(distance, len(key), members)
+            score = similarity.log_kernel(distance, len(key), weight)
             for total, p, nearest in by_prototype(score, elements, owner):
                 shared = _decorations(tables, p, place, labels, share)
                 out += [(total, p, decoration, nearest) for decoration in shared]

@@ -20,14 +20,15 @@ Array = NDArray[Any]
 
 MAX_COLOURS = 9
 LEAST = 200  # tuples below which nothing is learned and the descriptors speak alone
+ASKED = 1.5  # weight of a tuple from which on it is asked for: someone made that crystal, or it is stable
 
 
 @dataclass(frozen=True)
 class Similarity:
     """log k(a, b) = -|e_a - e_b|^2 between elements; a tuple of c of them scales the sum by `sharpness[c]`.
 
-    embedding: (119, d). sharpness: (MAX_COLOURS + 1,). popularity: exponent of the number of crystals that
-    had a tuple.
+    embedding: (119, d). sharpness: (MAX_COLOURS + 1,). popularity: exponent of the weight of the
+    crystals that had a tuple.
     """
 
     embedding: Array
@@ -40,14 +41,14 @@ class Similarity:
         gap = self.embedding[:, None] - self.embedding
         return (gap**2).sum(-1)
 
-    def scores(self, target: Array, elements: Array, members: Array) -> Array:
-        """(m,) log kernel of one assignment (c,) against tuples (m, c) seen `members` times."""
-        return self.log_kernel(self.distances[target[None], elements].sum(1), len(target), members)
+    def scores(self, target: Array, elements: Array, weight: Array) -> Array:
+        """(m,) log kernel of one assignment (c,) against tuples (m, c) of some weight."""
+        return self.log_kernel(self.distances[target[None], elements].sum(1), len(target), weight)
 
-    def log_kernel(self, distance: Array, colours: int, members: Array) -> Array:
+    def log_kernel(self, distance: Array, colours: int, weight: Array) -> Array:
         """(m,) from summed squared distances."""
         sharpness = self.sharpness[min(colours, MAX_COLOURS)]
-        out: Array = -sharpness * distance + self.popularity * np.log(members)
+        out: Array = -sharpness * distance + self.popularity * np.log(weight)
         return out
 
     def tensors(self) -> dict[str, Array]:
@@ -79,8 +80,9 @@ def learn(
 
     p(prototype | composition) is proportional to the sum of k over the tuples of that prototype, the
     crystal's own tuple left out, against those of all prototypes with the same amounts (Goldberger et al.,
-    NIPS 2004). Elements are embedded by a linear map of their descriptors plus a free part drawn to zero, so
-    that rare elements follow their properties. `most` tuples of a group, drawn by the seed, enter a step.
+    NIPS 2004). Tuples of little weight are evidence, but are not asked for. Elements are embedded by a linear
+    map of their descriptors plus a free part drawn to zero, so that rare elements follow their properties.
+    `most` tuples of a group, drawn by the seed, enter a step.
     """
     if int(tables.tuples.sum()) < LEAST:
         return Similarity.of_descriptors()
@@ -113,11 +115,13 @@ def learn(
 def _batches(
     groups: dict[Counts, tuple[Array, Array, Array]], batch: int, generator: np.random.Generator
 ) -> Iterator[tuple[Counts, Array]]:
-    """Tuples whose prototype has others, shuffled, those of one group together."""
+    """Tuples that are asked for and whose prototype has others, shuffled, those of one group together."""
     out = []
-    for key, (_, owner, _) in groups.items():
+    weights = np.concatenate([weight for _, _, weight in groups.values()])
+    least = ASKED if int((weights >= ASKED).sum()) >= LEAST else 0.0
+    for key, (_, owner, weight) in groups.items():
         shared = np.bincount(owner)[owner] > 1 if len(owner) else np.zeros(0, bool)
-        rows = generator.permutation(np.flatnonzero(shared))
+        rows = generator.permutation(np.flatnonzero(shared & (weight >= least)))
         if len(np.unique(owner)) > 1:
             out += [(key, rows[i : i + batch]) for i in range(0, len(rows), batch)]
     for position in generator.permutation(len(out)):
@@ -128,11 +132,11 @@ def _loss(
     table: Tensor, popularity: Tensor, group: tuple[Array, Array, Array], key: Counts, rows: Array, most: int,
     generator: np.random.Generator,
 ) -> Tensor:  # fmt: skip
-    elements, owner, members = group
+    elements, owner, weights = group
     pool = np.arange(len(owner))
     if len(pool) > most:
         pool = generator.choice(len(pool), most, replace=False)
-    weight = popularity * torch.as_tensor(np.log(members[pool]), dtype=torch.float32)
+    weight = popularity * torch.as_tensor(np.log(weights[pool]), dtype=torch.float32)
     others = torch.as_tensor(elements[pool])
     every = list(regroupings(key))[:6]
     scores = []

@@ -25,13 +25,14 @@ Array = NDArray[Any]
 Counts = tuple[int, ...]
 Elements = tuple[int, ...]
 
-FORMAT = "crystalml-prototypes-1"
-GRID = 60_000  # steps of a fractional coordinate: 1/3, 1/8 and 1/24 lie on it, and 10 A / GRID is 2e-4 A
+FORMAT = "crystalml-prototypes-2"
+GRID = 9_600  # steps of a fractional coordinate: 1/3, 1/8 and 1/24 lie on it, and 10 A / GRID is 1e-3 A
 LENGTH, ANGLE, LOG = 9_000, 300, 100  # steps per e-fold (from e^-2), per degree, per e-fold of volume
+WEIGHT = 20  # steps per e-fold of evidence, from e^-2
 DTYPES = {
     "hall": "<u2", "cell": "<u2", "volume": "i1", "orbits": "u1", "colours": "u1", "tuples": "<u2",
     "site": "<u2", "colour": "u1", "multiplicity": "u1", "letter": "u1", "twin": "u1", "elements": "u1",
-    "members": "<u2",
+    "weight": "u1",
 }  # fmt: skip
 SHAPES = {"cell": (0, 6), "site": (0, 3)}
 TWIN = Closeness(length=0.02, angle=1.0, shift=0.05)
@@ -55,8 +56,9 @@ class Tables:
 
     hall, cell (6 codes), orbits, colours, tuples: (p, ...). site (3 codes), colour, multiplicity, letter:
     (o, ...). twin: (c,) colours of a prototype with equal twin may be swapped without changing it.
-    elements: atomic numbers, colours[p] of them for every tuple. members: (t,) how many crystals had these
-    elements. volume: (t,) code of the mean log of their volume over what the volume model predicts.
+    elements: atomic numbers, colours[p] of them for every tuple. weight: (t,) code of the log of the evidence
+    that crystals with these elements are, one each as a rule. volume: (t,) code of the mean log of their
+    volume over what the volume model predicts.
     """
 
     hall: Array
@@ -71,7 +73,7 @@ class Tables:
     letter: Array
     twin: Array
     elements: Array
-    members: Array
+    weight: Array
 
     def __len__(self) -> int:
         return len(self.hall)
@@ -114,10 +116,10 @@ class Tables:
         return self.twin[self._part("colour", p)]
 
     def element_tuples(self, p: int) -> tuple[Array, Array]:
-        """(t, c) atomic numbers and (t,) numbers of crystals."""
-        part = self._part("tuple", p)
+        """(t, c) atomic numbers and (t,) weights."""
         values = self.elements[self._part("element", p)]
-        return values.reshape(-1, int(self.colours[p])).astype(np.int64), self.members[part].astype(np.int64)
+        weight = np.exp(self.weight[self._part("tuple", p)].astype(np.float64) / WEIGHT - 2)
+        return values.reshape(-1, int(self.colours[p])).astype(np.int64), weight
 
     @cached_property
     def groups(self) -> dict[Counts, Array]:
@@ -147,7 +149,7 @@ class Tables:
         return {}
 
     def stacked(self, counts: Counts) -> tuple[Array, Array, Array]:
-        """All tuples of a group: (m, c) elements, (m,) prototypes, (m,) numbers of crystals."""
+        """All tuples of a group: (m, c) elements, (m,) prototypes, (m,) weights."""
         if counts not in self._stacks:
             self._stacks[counts] = self._stack(counts)
         return self._stacks[counts]
@@ -156,7 +158,7 @@ class Tables:
         empty = np.zeros(0, np.int64)
         rows = [(p, *self.element_tuples(p)) for p in self.groups.get(counts, empty).tolist()]
         if not rows:
-            return np.zeros((0, len(counts)), np.int64), empty, empty
+            return np.zeros((0, len(counts)), np.int64), empty, np.zeros(0)
         owner = np.repeat([p for p, _, _ in rows], [len(e) for _, e, _ in rows])
         return np.concatenate([e for _, e, _ in rows]), owner, np.concatenate([m for _, _, m in rows])
 
@@ -203,7 +205,9 @@ def tables_of(
         cell, sites = prototype.mean()
         crystal = prototype.leader.crystal
         code = np.concatenate([(np.log(cell[:3]) + 2) * LENGTH, cell[3:] * ANGLE])
-        seen = Counter(elements for elements, _ in prototype.members)
+        seen: Counter[Elements] = Counter()
+        for member in prototype.members:
+            seen[member.elements] += member.weight  # type: ignore[assignment]  # counts of crystals, weighted
         rows["hall"].append([crystal.hall])
         rows["cell"].append(np.clip(np.rint(code), 0, 65535)[None])
         rows["orbits"].append([len(sites)])
@@ -218,7 +222,8 @@ def tables_of(
         excess = surplus[position] if surplus else {}
         codes = [np.rint(LOG * excess.get(elements, 0.0)) for elements in sorted(seen)]
         rows["volume"].append(np.clip(codes, -127, 127))
-        rows["members"].append([min(seen[elements], 65535) for elements in sorted(seen)])
+        logs = np.log([seen[elements] for elements in sorted(seen)])
+        rows["weight"].append(np.clip(np.rint((logs + 2) * WEIGHT), 0, 255))
     return Tables(**{
         name: np.concatenate([np.zeros(SHAPES.get(name, (0,))), *parts]).astype(DTYPES[name])
         for name, parts in rows.items()

@@ -69,6 +69,6 @@ def test_colours_of_twins_stand_in_one_order() -> None:
     for a, b in (("Na", "Cl"), ("Cl", "K"), ("F", "Cs"), ("O", "Mg")):
         clusters.add(crystal("Fm-3m", a, b))
     (salt,) = clusters.prototypes()
-    assert [elements for elements, _ in salt.members] == [(11, 17), (19, 17), (55, 9), (12, 8)]
+    assert [member.elements for member in salt.members] == [(11, 17), (19, 17), (55, 9), (12, 8)]
     assert tables_of([salt]).twins(0).tolist() == [0, 0]
     assert Coloured.of(crystal("Fm-3m", "Cl", "Na")).elements == (11, 17)
