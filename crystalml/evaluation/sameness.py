@@ -86,9 +86,8 @@ def stable(
     }
     if len(finite):
         found["hull_median"] = Metric(
-            "energy above hull, median", float(np.median(finite)), "eV/atom", len(finite),
-            bootstrap(lambda x: float(np.median(x)), finite, seed=seed) if (finite > 0).all() else None,
-            note=f"of valid samples; {by}",
+            "energy above hull, median", _median(finite), "eV/atom", len(finite),
+            bootstrap(_median, finite, seed=seed), note=f"of valid samples; {by}",
         )  # fmt: skip
     if "group" in table and "known_as" in table:
         hits = sun(above <= limit, table["group"], table["known_as"])
@@ -97,6 +96,10 @@ def stable(
             "S.U.N.", hits, f"stable (at most {limit:g} eV/atom above the hull), unique and novel", seed
         )
     return found
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values))
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray:

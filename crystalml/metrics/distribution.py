@@ -84,7 +84,7 @@ def measure(
         floor = distance(reference[order[:half]], reference[order[half:]])
     return Distance(
         distance(values, reference),
-        bootstrap(distance, values, reference, seed=seed, draws=draws),
+        bootstrap(distance, values, reference, seed=seed, draws=draws, least=0.0),
         floor,
         len(values),
         len(reference),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,14 +35,18 @@ def bootstrap_ratio(
 
 
 def bootstrap(
-    statistic: Callable[..., float], *samples: NDArray[Any], seed: int = 0, draws: int = 200
+    statistic: Callable[..., float],
+    *samples: NDArray[Any],
+    seed: int = 0,
+    draws: int = 200,
+    least: float = -math.inf,
 ) -> Interval:
     """95 % basic interval [2 s - q(97.5 %), 2 s - q(2.5 %)] of s = statistic(*samples).
 
     The rows of each sample are drawn with replacement, independently. Distances between distributions are
     biased upwards, and bootstrap draws once more by about as much; the basic interval reflects them at the
-    estimate, which takes the bias out (Efron and Tibshirani 1993, chapter 13). A distance ends at 0 at the
-    lowest. (nan, nan) where the statistic is not finite.
+    estimate, which takes the bias out (Efron and Tibshirani 1993, chapter 13). least: what the statistic
+    cannot be below, 0 for distances. (nan, nan) where the statistic is not finite.
     """
     value = statistic(*samples)
     if not np.isfinite(value):
@@ -52,4 +57,4 @@ def bootstrap(
         for _ in range(draws)
     ]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return max(0.0, float(2 * value - high)), max(0.0, float(2 * value - low))
+    return max(least, float(2 * value - high)), max(least, float(2 * value - low))
