@@ -12,6 +12,7 @@ from crystalml.cli_check import check
 from crystalml.cli_evaluate import judge
 from crystalml.cli_lab import lab
 from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples
+from crystalml.cli_property import properties
 from crystalml.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(lab)  # without a name: its commands stand beside those below
 app.add_typer(check)
 app.add_typer(judge)
+app.add_typer(properties)
 
 
 def _version(show: bool) -> None:

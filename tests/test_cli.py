@@ -19,7 +19,7 @@ from crystalml.training.checkpoint import save_model
 
 COMMANDS = [
     ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"], ["calibrate"],
-    ["check-calculator"], ["evaluate"], ["hull"], ["hull-table"],
+    ["check-calculator"], ["evaluate"], ["hull"], ["hull-table"], ["finetune"], ["predict"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
     ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"],
     ["benchmark", "frechet"], ["benchmark", "crysdiff"],
@@ -81,7 +81,8 @@ def test_seed_and_device_everywhere_they_mean_something(run):
         text = run(*command, "--help").output
         without = (["models"], ["pack"], ["check-calculator"], ["benchmark", "prototypes"], ["hull-table"])
         assert ("--device" in text) == (command not in without)
-        assert ("--seed" in text) == (command not in (["models"], ["relax"], ["calibrate"], ["hull-table"]))
+        seedless = (["models"], ["relax"], ["calibrate"], ["predict"], ["hull-table"])
+        assert ("--seed" in text) == (command not in seedless)
 
 
 def test_help_is_fast_and_loads_no_torch():

@@ -34,10 +34,8 @@ def noisy(count: int, seed: int, spread: float = 0.3) -> tuple[CrystalBatch, np.
 
 @pytest.fixture(scope="module", params=["diffusion", "regression"])
 def learned(request: pytest.FixtureRequest) -> PropertyPredictor:
-    x, y = noisy(300, 0)
-    return PropertyPredictor(ENCODER, request.param, epochs=25, freeze=True, val_fraction=0.4, lr=5e-3).fit(
-        x, y
-    )
+    learner = PropertyPredictor(ENCODER, request.param, epochs=40, freeze=True, primitive=False, lr=5e-3)
+    return learner.fit(*noisy(100, 0), validation=noisy(300, 7))
 
 
 def test_intervals_hold_what_they_say(learned: PropertyPredictor) -> None:
@@ -64,7 +62,9 @@ def test_a_file_keeps_the_distribution(learned: PropertyPredictor, tmp_path: Pat
 
 def test_one_chain_is_a_draw_and_many_are_a_mean() -> None:
     x, y = noisy(80, 0)
-    learned = PropertyPredictor(ENCODER, "diffusion", epochs=20, freeze=True, lr=5e-3).fit(x, y)
+    learned = PropertyPredictor(ENCODER, "diffusion", epochs=20, freeze=True, primitive=False, lr=5e-3).fit(
+        x, y
+    )
     one, many, more = (learned.predict(x, n_samples=n) for n in (1, 20, 200))
     assert np.abs(many - more).mean() < 0.2 * np.abs(one - more).mean()
     with pytest.raises(InputError, match="n_samples"):
