@@ -374,22 +374,24 @@ def _by_ase(item: Kind, calculator: Calculator, settings: RelaxSettings) -> Rela
     def note() -> None:
         steps["energies"].append(float(atoms.get_potential_energy()))
         steps["fmax"].append(float(np.linalg.norm(target.get_forces(), axis=1).max()))
-        if settings.trajectory:
-            steps["positions"].append(atoms.positions.copy())
-            steps["cells"].append(atoms.cell.array.copy())
+        steps["positions"].append(atoms.positions.copy())
+        steps["cells"].append(atoms.cell.array.copy())
 
     run: Any = _ASE_OPTIMIZERS[settings.optimizer](target, logfile=None)
-    run.attach(note)
+    if settings.trajectory:  # asked at every step, the filter's forces would take as long as a small model's
+        run.attach(note)
     converged = bool(run.run(fmax=settings.fmax, steps=settings.max_steps))
-    if not np.isfinite([steps["energies"][-1], steps["fmax"][-1]]).all():
+    energy = float(atoms.get_potential_energy())
+    largest = float(np.linalg.norm(target.get_forces(), axis=1).max())
+    if not np.isfinite([energy, largest]).all():
         raise NonFiniteError(f"energy or forces are not finite after {run.get_number_of_steps()} steps")
     final = _put(item, atoms.positions, atoms.cell.array)
     found = Relaxation(
         final_structure=final,
-        energy=steps["energies"][-1],
+        energy=energy,
         converged=converged,
         n_steps=int(run.get_number_of_steps()),
-        fmax=steps["fmax"][-1],
+        fmax=largest,
         spacegroup_before=spacegroup(item, settings.tolerance),
         spacegroup_after=spacegroup(final, settings.tolerance),
         error="",
