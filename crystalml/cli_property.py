@@ -127,13 +127,12 @@ def predict(
         table[predictor.name], table["std"] = value, std
         for k, level in enumerate(levels):
             table[f"q{level:g}"] = rest[0][:, k]
-    if plot is not None:
+    if plot is not None and not predictor.classification:
         from crystalml.property_picture import LEVELS, draw
 
         label = f"{predictor.name} ({predictor.unit})" if predictor.unit else predictor.name
-        draw(
-            plot, [Path(name).name for name in names], predictor.predict(structures, quantiles=LEVELS), label
-        )
+        _, fans = predictor.predict(structures, quantiles=LEVELS, n_samples=samples)
+        draw(plot, [Path(name).name for name in names], fans, label)
     text = table.to_csv(out, index=False, float_format="%.6g")
     typer.echo(text.rstrip() if out is None else f"{len(table)} predictions written to {out}")
     if found.failures:

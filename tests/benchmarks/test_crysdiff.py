@@ -1,0 +1,84 @@
+"""The study of CrysDiff: official splits kept, limits honest, figures right, and a run that goes on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crystalml.benchmarks import crysdiff
+from crystalml.benchmarks.crysdiff import PROPERTIES, Labelled, Settings, load, measure, paired, run
+from crystalml.errors import InputError
+from crystalml.models.crysformer import CrysformerConfig
+from crystalml.models.model import ModelConfig
+from crystalml.testing import rand_crystals
+from crystalml.training.checkpoint import save_model
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> str:
+    path = tmp_path / "encoder.safetensors"
+    save_model(ModelConfig(CrysformerConfig(8, 1, 2, 8, 2, 4), noise=False).build(), path, {"name": "tiny"})
+    return str(path)
+
+
+def few() -> Labelled:
+    x, y = rand_crystals(0, 40, max_atoms=3), np.random.default_rng(0).normal(size=40)
+    return Labelled(x, y, {"train": np.arange(20), "val": np.arange(20, 30), "test": np.arange(30, 40)}, "eV")
+
+
+def test_figures_of_a_fit(encoder: str) -> None:
+    settings = Settings(encoder, seen=40)
+    for row in ("frozen + diffusion", "scratch + regression"):
+        found = measure(few(), row, 50, settings, "cpu")
+        assert (found["train"], found["val"], found["test"], found["unit"]) == (10, 10, 10, "eV")
+        assert found["mae"]["mean"] == pytest.approx(np.mean(found["errors"]), rel=1e-3)
+        assert found["crps"]["mean"] <= found["mae"]["mean"] + found["width"]["mean"]
+        assert 0 <= found["coverage"]["mean"] <= 1 and found["epochs"] <= 4 * (10 if "frozen" in row else 1)
+
+
+def test_a_run_goes_on_where_it_was(encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[str] = []
+
+    def counted(data: Labelled, row: str, *rest: object) -> dict[str, object]:
+        fits.append(row)
+        return measure(data, row, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(crysdiff, "load", lambda *_: few())
+    monkeypatch.setattr(crysdiff, "measure", counted)
+    rows, kept = ["frozen + diffusion", "frozen + regression"], {"timing": 0, "out": tmp_path / "r"}
+    settings = Settings(encoder, seen=20)
+    run("", ["jarvis-kv"], rows[:1], settings=settings, device="cpu", progress=False, **kept)  # type: ignore[arg-type]
+    found = run("", ["jarvis-kv"], rows, settings=settings, device="cpu", progress=False, **kept)  # type: ignore[arg-type]
+    assert fits == rows and [r["row"] for r in found["records"]] == rows
+    with pytest.raises(InputError, match="seen"):
+        run("", ["jarvis-kv"], rows, settings=Settings(encoder, seen=21), progress=False, **kept)  # type: ignore[arg-type]
+
+
+def test_paired_differences() -> None:
+    place = {"property": "p", "fraction": 100.0}
+    records = [
+        {**place, "row": "a", "errors": [1.0, 2.0] * 50},
+        {**place, "row": "b", "errors": [2.0, 3.0] * 50},
+    ]
+    (gap,) = paired(records, "a", "b", "errors")
+    assert gap["difference"] == -1 and gap["interval"] == (-1, -1)
+    assert paired(records, "a", "c", "errors") == []
+
+
+def test_official_splits_and_limits(shared_data: Path) -> None:
+    whole = load(shared_data, "jarvis-kv", Settings())
+    assert {k: len(v) for k, v in whole.parts.items()} == {"train": 1096, "val": 153, "test": 132}
+    few = load(shared_data, "jarvis-kv", Settings(max_train=60, max_test=15, max_atoms=8))
+    assert {k: len(v) for k, v in few.parts.items()} == {"train": 60, "val": 20, "test": 15}
+    assert int(few.crystals.num_atoms.max()) <= 8 and len(few.y) == len(few.crystals) == 95
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "fraction", "said"),
+    [("gap", "frozen + diffusion", 100, "property 'gap'"), ("jarvis-kv", "x", 100, "row 'x'"),
+     ("jarvis-kv", "frozen + diffusion", 0, "not 0")],
+)  # fmt: skip
+def test_what_it_does_not_know(name: str, row: str, fraction: float, said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        run("", [name], [row], [fraction], out=tmp_path / "none")
+    assert not (tmp_path / "none").exists() and len(PROPERTIES) == 14

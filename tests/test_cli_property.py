@@ -1,0 +1,93 @@
+"""crystalml finetune and predict: from a table to a model, to a table and a picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from crystalml import cli
+from crystalml.convert import to_structures
+from crystalml.errors import InputError
+from crystalml.models.fourierframenet import FourierFrameNetConfig
+from crystalml.models.model import ModelConfig
+from crystalml.property_picture import LEVELS, draw
+from crystalml.testing import perovskite
+from crystalml.training.checkpoint import save_model
+
+
+def invoke(*args: object) -> str:
+    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return f"{result.exit_code}\n{result.output}"
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Perovskites of 24 sizes with their lattice constants, and an untrained encoder."""
+    folder = tmp_path_factory.mktemp("table")
+    x, rows = perovskite(), []
+    for k, scale in enumerate(np.linspace(0.9, 1.1, 24)):
+        to_structures(x.replace(lattice=x.lattice * scale))[0].to(str(folder / f"{k}.cif"))
+        rows.append({"file": f"{k}.cif", "a": 3.905 * scale})
+    pd.DataFrame(rows).to_csv(folder / "data.csv", index=False)
+    encoder = FourierFrameNetConfig(16, 1, 1, 2, 4, 8, 8, 8, 4, 8, 4.0, chiral=False)
+    save_model(ModelConfig(encoder, noise=False).build(), folder / "start.safetensors", {"name": "start"})
+    return folder
+
+
+@pytest.mark.parametrize("method", ["diffusion", "ridge"])
+def test_from_a_table_to_a_table(table: Path, method: str, tmp_path: Path) -> None:
+    model, out, picture = tmp_path / "a.safetensors", tmp_path / "a.csv", tmp_path / "a.svg"
+    said = invoke(
+        "finetune", table / "data.csv", "--target", "a", "--method", method, "--encoder",
+        table / "start.safetensors", "--epochs", 2, "--unit", "Angstrom", "-o", model, "-q",
+    )  # fmt: skip
+    assert said.startswith("0\n") and "a learned from" in said
+    said = invoke(
+        "predict", model, table / "3.cif", table / "20.cif", "--quantiles", "0.05,0.95", "-o", out,
+        "--plot", picture, "-q",
+    )  # fmt: skip
+    assert said.startswith("0\n")
+    found = pd.read_csv(out)
+    assert found.columns.tolist() == ["file", "a", "std", "q0.05", "q0.95"] and len(found) == 2
+    assert (found["q0.05"] < found["q0.95"]).all() and (found["std"] > 0).all()
+    if method == "ridge":
+        assert found["a"].tolist() == pytest.approx([3.905 * 0.926, 3.905 * 1.074], abs=0.05)
+    assert "Angstrom" in picture.read_text() or picture.stat().st_size > 1000
+
+
+def test_what_a_table_lacks_is_named(table: Path, tmp_path: Path) -> None:
+    out = ("-o", tmp_path / "m.safetensors")
+    assert "no column 'gap'; it has file, a" in invoke(
+        "finetune", table / "data.csv", "--target", "gap", *out
+    )
+    rows = pd.read_csv(table / "data.csv")
+    rows.loc[4, "a"] = np.nan
+    rows.to_csv(table / "holes.csv", index=False)
+    assert "empty in row 6" in invoke("finetune", table / "holes.csv", "--target", "a", *out)
+    assert "no table" in invoke("finetune", table / "none.csv", "--target", "a", *out)
+    assert "--quantiles 'x'" in invoke("predict", table / "start.safetensors", "a.cif", "--quantiles", "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_files_are_told_and_the_others_go_on(table: Path, tmp_path: Path) -> None:
+    model, bad = tmp_path / "a.safetensors", tmp_path / "bad.cif"
+    bad.write_text("no crystal")
+    invoke("finetune", table / "data.csv", "--target", "a", "--method", "ridge", "--encoder",
+           table / "start.safetensors", "-o", model, "-q")  # fmt: skip
+    said = invoke("predict", model, bad, table / "3.cif", "-q")
+    assert said.startswith("1\n") and "bad.cif" in said and "3.cif" in said
+
+
+def test_a_picture_has_a_row_for_every_crystal(tmp_path: Path) -> None:
+    q = np.sort(np.random.default_rng(0).normal(size=(4, len(LEVELS))), axis=1)
+    draw(tmp_path / "p.svg", ["NaCl", "KCl", "LiF", "MgO"], q, "band gap (eV)", truth=q[:, 5])
+    assert (tmp_path / "p.svg").stat().st_size > 5000
+    with pytest.raises(InputError, match="quantiles"):
+        draw(tmp_path / "q.svg", ["NaCl"], q)
+    with pytest.raises(InputError, match="61 crystals"):
+        draw(tmp_path / "q.svg", ["x"] * 61, np.tile(q[:1], (61, 1)))
+    assert not (tmp_path / "q.svg").exists()
