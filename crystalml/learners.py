@@ -255,20 +255,28 @@ def _encoded(model: CrystalModel, data: PackedDataset) -> PackedDataset:
 def _bars(features: Array, error: Array) -> tuple[ErrorBar, Array]:
     """An error bar fitted to crystals (n,), and how wide it is where it was fitted to the others (n,).
 
-    Where there are too few, one width for all that holds 68 % of the errors. On crystals it was fitted to a
-    bar knows too much: quantiles of their errors in its units would be too small for any other.
+    On crystals it was fitted to a bar knows too much: quantiles of their errors in its units would be too
+    small for any other. Where it says less of the others than one width for all, or where there are too few,
+    the bar is one width, which holds 68 % of the errors.
     """
     count = len(error)
+    flat, size = ErrorBar(features.shape[1]), np.maximum(np.sort(np.abs(error)), 1e-9)
+    flat.offset.fill_(float(np.log(size[min(int(np.ceil((count + 1) * 0.68)), count) - 1])))
+    one_width = _widths(flat, features)
     if count - count // _FOLDS < MIN_CRYSTALS:
-        bar, size = ErrorBar(features.shape[1]), np.sort(np.abs(error))
-        rank = min(int(np.ceil((count + 1) * 0.68)), count) - 1
-        bar.offset.fill_(float(np.log(max(size[rank], 1e-9))))
-        return bar, _widths(bar, features)
+        return flat, one_width
     fold = np.random.default_rng(0).permutation(count) % _FOLDS
     scale = np.empty(count)
     for k in range(_FOLDS):
         scale[fold == k] = _widths(fit_error_bar(features[fold != k], error[fold != k]), features[fold == k])
+    if _surprise(error, scale) > _surprise(error, one_width):
+        return flat, one_width
     return fit_error_bar(features, error), scale
+
+
+def _surprise(error: Array, scale: Array) -> float:
+    """Mean -log likelihood of Laplace-distributed errors of these scales, times the best factor."""
+    return float(np.log(np.mean(np.abs(error) / scale) + 1e-12) + np.mean(np.log(scale)))
 
 
 def _widths(bar: ErrorBar, features: Array) -> Array:
