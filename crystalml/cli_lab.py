@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples, numbers
 from crystalml.errors import InputError
+
+if TYPE_CHECKING:
+    from crystalml.train import Log
 
 lab = typer.Typer()
 benchmark = typer.Typer(cls=FriendlyGroup, no_args_is_help=True, help="Measure models.")
@@ -114,12 +117,14 @@ def train(
                 bar.advance(share - done)
                 done = share
                 if log.milestone:
-                    losses = {**log.losses, **{f"val {name}": v for name, v in log.validation.items()}}
-                    text = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-                    typer.echo(
-                        f"step {log.run.progress.step}  {log.run.progress.seconds / 60:.1f} min  {text}"
-                    )
+                    typer.echo(_milestone(log))
     typer.echo(f"Model: {out / 'model.safetensors'}")
+
+
+def _milestone(log: Log) -> str:
+    losses = {**log.losses, **{f"val {name}": value for name, value in log.validation.items()}}
+    text = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+    return f"step {log.run.progress.step}  {log.run.progress.seconds / 60:.1f} min  {text}"
 
 
 @lab.command(
