@@ -10,7 +10,8 @@ import typer
 from crystalml import __version__
 from crystalml.cli_check import check
 from crystalml.cli_evaluate import judge
-from crystalml.cli_lab import lab
+from crystalml.cli_featurize import features, measures
+from crystalml.cli_lab import benchmark, lab
 from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples
 from crystalml.cli_property import properties
 from crystalml.errors import InputError
@@ -33,6 +34,8 @@ app.add_typer(lab)  # without a name: its commands stand beside those below
 app.add_typer(check)
 app.add_typer(judge)
 app.add_typer(properties)
+app.add_typer(features)
+benchmark.add_typer(measures)
 
 
 def _version(show: bool) -> None:

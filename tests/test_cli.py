@@ -19,7 +19,7 @@ from crystalml.training.checkpoint import save_model
 
 COMMANDS = [
     ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"], ["calibrate"],
-    ["check-calculator"], ["evaluate"], ["hull"], ["hull-table"], ["finetune"], ["predict"],
+    ["check-calculator"], ["featurize"], ["pack-csd"], ["benchmark", "matbench"], ["plot", "parity"], ["plot", "curves"], ["plot", "map"], ["evaluate"], ["hull"], ["hull-table"], ["finetune"], ["predict"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
     ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"],
     ["benchmark", "frechet"], ["benchmark", "crysdiff"],

@@ -23,7 +23,7 @@ def supercell(x: CrystalBatch, times: tuple[int, int, int]) -> CrystalBatch:
 
 
 def distances(x: CrystalBatch, owner: torch.Tensor | None = None) -> torch.Tensor:
-    """(n, 12) sorted distances from each atom (or the atom that stands for it), which tell the sites apart."""
+    """(n, 12) sorted distances from each atom, or from the atom that stands for it: they tell sites apart."""
     pairs = neighbor_list(x, 6.0)
     rows = [pairs.distance[pairs.i == i].sort().values[:12] for i in range(len(x.numbers))]
     table = torch.stack(rows)

@@ -23,7 +23,7 @@ from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
 
 CLASSES = ("oxide", "halide", "chalcogenide", "pnictide", "metals only", "other")
-_ANIONS = {"oxide": (8,), "halide": (9, 17, 35, 53), "chalcogenide": (16, 34, 52), "pnictide": (7, 15, 33)}
+ANIONS = {"oxide": (8,), "halide": (9, 17, 35, 53), "chalcogenide": (16, 34, 52), "pnictide": (7, 15, 33)}
 
 
 def run(
@@ -79,7 +79,7 @@ def element_class(data: Arrays) -> NDArray[np.str_]:
     present = np.zeros((len(data), MAX_Z + 1), bool)
     present[data.index, data.numbers.astype(np.int64)] = True
     metals = np.array([False] + [Element.from_Z(z).is_metal for z in range(1, MAX_Z + 1)])
-    tests = [present[:, list(anions)].any(axis=1) for anions in _ANIONS.values()]
+    tests = [present[:, list(anions)].any(axis=1) for anions in ANIONS.values()]
     tests.append(~present[:, ~metals].any(axis=1))
     return np.select(tests, CLASSES[:-1], CLASSES[-1])
 

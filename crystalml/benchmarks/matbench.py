@@ -1,0 +1,293 @@
+"""Property prediction on MatBench's tasks: pretrained encoders beside baselines, with the paper's rows."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from crystalml.benchmarks.matbench_tasks import TASKS, load_task, split
+from crystalml.benchmarks.report import environment, pick_device, show
+from crystalml.crystal import CrystalBatch
+from crystalml.datasets.arrays import pack
+from crystalml.errors import InputError
+from crystalml.journal import Journal, write_json
+from crystalml.metrics.intervals import bootstrap_ratio
+from crystalml.models.model import EncoderConfig
+from crystalml.primitive import primitive_cells
+from crystalml.progress import ProgressBar
+from crystalml.property import PropertyPredictor
+from crystalml.weights.registry import fingerprint, load_model
+
+Values = NDArray[np.float64]
+
+PLAIN = ("mean", "magpie-rf")
+ENCODERS = {"pfm": "fourierframenet-pfm", "dao-p": "dao-p-diffusion"}  # shipped; others are given by path
+PRETRAINED = ("rr", "ebm-nce", "infonce", "ddm")
+_ORDER = (*PLAIN, "random", *PRETRAINED, "pfm", "pfm-ridge", "dao-p")
+LABELS_SEEN = {("mp_e_form", "dao-p"): "was taught formation energies of these crystals"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every fit gets: labels and test crystals at most, crystals shown to a network while it learns.
+
+    The last is the same for all networks and tasks, so more labels mean fewer rounds; the best of the
+    rounds on validation counts. shares: of the training labels, in percent (learning curves).
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    shares: tuple[int, ...] = (100,)
+    folds: str = "random"
+    max_train: int | None = None
+    max_test: int | None = None
+    seen: int = 100_000
+    lr: float = 1e-3
+
+
+def run(
+    root: str | Path,
+    tasks: Sequence[str] = tuple(TASKS),
+    rows: Sequence[str] = (*PLAIN, "random", "pfm", "pfm-ridge", "dao-p"),
+    settings: Settings | None = None,
+    *,
+    encoders: Mapping[str, str] | None = None,
+    out: str | Path = "benchmark-matbench",
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Mean absolute errors of rows on tasks, as JSON in `out`; stopped, it goes on where it was.
+
+    encoders: row -> weights (path, shipped name), for rows such as "rr" whose weights are not shipped. A row
+    "NAME-ridge" puts a ridge regression on the frozen features of NAME. "random" has the network of "pfm"
+    with untrained weights. Raises InputError for unknown tasks and rows without weights.
+    """
+    settings = settings or Settings()
+    weights = {**ENCODERS, **(encoders or {})}
+    _check(tasks, rows, weights)
+    journal = Journal(Path(out), "results.jsonl")
+    note = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items() if k != "seeds"}
+    found = journal.open({**note, "shares": None})
+    prints = _fingerprints(found, rows, weights)
+    done = {(r["task"], r["row"], r["seed"], r["share"]) for r in found}
+    with ProgressBar(progress, "matbench") as bar:
+        bar.add(len(tasks) * len(rows) * len(settings.seeds) * len(settings.shares))
+        for name in tasks:
+            todo = [
+                (row, seed, share)
+                for seed in settings.seeds
+                for share in settings.shares
+                for row in rows
+                if (name, row) not in LABELS_SEEN and (name, row, seed, share) not in done
+            ]
+            bar.advance(len(rows) * len(settings.seeds) * len(settings.shares) - len(todo))
+            for record in _task(root, name, todo, settings, weights, device) if todo else ():
+                record["weights"] = prints.get(record["row"], "")
+                journal.append([record])
+                found.append(record)
+                bar.advance(1)
+    result = summary(root, found, settings, pick_device(device))
+    write_json(Path(out, "result.json"), result)
+    _print(result)
+    return result
+
+
+def _check(tasks: Sequence[str], rows: Sequence[str], weights: Mapping[str, str]) -> None:
+    for name in tasks:
+        if name not in TASKS:
+            raise InputError(f"unknown task {name!r}; choose from {', '.join(TASKS)}")
+    for row in rows:
+        base = row.removesuffix("-ridge")
+        if row not in PLAIN and base != "random" and base not in weights:
+            raise InputError(f"row {row!r} needs weights: --encoder {base}=FILE; known: {', '.join(_ORDER)}")
+
+
+def _fingerprints(
+    found: Sequence[Mapping[str, Any]], rows: Sequence[str], weights: Mapping[str, str]
+) -> dict[str, str]:
+    """Row -> digest of the weights it starts from; refuses to mix two weights under one name."""
+    bases = {row: row.removesuffix("-ridge") for row in rows}
+    prints = {row: fingerprint(load_model(weights[base])) for row, base in bases.items() if base in weights}
+    for record in found:
+        if record["row"] in prints and record["weights"] != prints[record["row"]]:
+            raise InputError(
+                f"the results hold row {record['row']!r} with other weights; give these another name, or "
+                "choose another --out"
+            )
+    return prints
+
+
+def _task(
+    root: str | Path,
+    name: str,
+    todo: Sequence[tuple[str, int, int]],
+    settings: Settings,
+    weights: Mapping[str, str],
+    device: str | None,
+) -> Any:
+    """One record for each (row, seed, share)."""
+    data = load_task(root, name)
+    parts = {
+        seed: split(data, seed, settings.folds, settings.max_train, settings.max_test)
+        for seed in {seed for _, seed, _ in todo}
+    }
+    used = np.unique(np.concatenate([ids for part in parts.values() for ids in part.values()]))
+    cells, _ = primitive_cells(pack(data.crystals[used], labels=())[:])
+    place = {int(k): i for i, k in enumerate(used)}
+    for row, seed, share in todo:
+        ids = {part: np.array([place[int(k)] for k in parts[seed][part]]) for part in parts[seed]}
+        keep = max(2, round(len(ids["train"]) * share / 100))
+        ids["train"] = np.random.default_rng(seed).permutation(ids["train"])[:keep]
+        y, start = data.y[used], time.perf_counter()
+        predicted = _predict(row, cells, y, ids, seed, settings, weights, device)
+        error = np.abs(predicted - y[ids["test"]])
+        yield {
+            "task": name,
+            "row": row,
+            "seed": seed,
+            "share": share,
+            **{part: len(places) for part, places in ids.items()},
+            "mae": float(error.mean()),
+            "seconds": time.perf_counter() - start,
+            "errors": [float(f"{e:.4g}") for e in error],
+        }
+
+
+def _predict(
+    row: str,
+    cells: CrystalBatch,
+    y: Values,
+    ids: Mapping[str, NDArray[np.int64]],
+    seed: int,
+    settings: Settings,
+    weights: Mapping[str, str],
+    device: str | None,
+) -> Values:
+    """(t,) values of the test crystals by one model."""
+    train, val, test = (ids[part] for part in ("train", "val", "test"))
+    if row == "mean":
+        return np.full(len(test), y[train].mean())
+    if row == "magpie-rf":
+        from sklearn.ensemble import RandomForestRegressor
+
+        forest = RandomForestRegressor(300, max_features=1 / 3, random_state=seed)
+        forest.fit(_magpie(cells, train), y[train])
+        return np.asarray(forest.predict(_magpie(cells, test)), np.float64)
+    base = row.removesuffix("-ridge")
+    encoder: str | EncoderConfig = weights[base] if base != "random" else _architecture(weights["pfm"])
+    predictor = PropertyPredictor(
+        encoder,
+        "ridge" if row.endswith("-ridge") else "regression",
+        primitive=False,
+        epochs=math.ceil(settings.seen / len(train)),
+        patience=math.ceil(settings.seen / len(train)),
+        lr=settings.lr,
+        seed=seed,
+        device=device,
+    )
+    predictor.fit(cells[_ids(train)], y[train], (cells[_ids(val)], y[val]))
+    return np.asarray(predictor.predict(cells[_ids(test)]), np.float64)
+
+
+def _ids(places: NDArray[np.int64]) -> torch.Tensor:
+    return torch.from_numpy(places)
+
+
+def _architecture(weights: str) -> EncoderConfig:
+    return load_model(weights).config.encoder
+
+
+def _magpie(cells: CrystalBatch, places: NDArray[np.int64]) -> Values:
+    """(b, 132) Magpie features of the compositions."""
+    from collections import Counter
+
+    from pymatgen.core import Composition
+
+    from crystalml.elements import symbol
+    from crystalml.metrics.fingerprints import composition_fingerprint
+
+    rows = []
+    for one in cells[_ids(places)].split():
+        counts = Counter(one.numbers.tolist())
+        rows.append(composition_fingerprint(Composition({symbol(z): n for z, n in counts.items()}), False))
+    return np.stack(rows)
+
+
+def summary(
+    root: str | Path, records: Sequence[Mapping[str, Any]], settings: Settings, device: torch.device
+) -> dict[str, Any]:
+    """Means over seeds with 95 % bootstrap intervals over all tested crystals, and what was measured on."""
+    tasks: dict[str, Any] = {}
+    for name in TASKS:
+        mine = [r for r in records if r["task"] == name]
+        if not mine:
+            continue
+        cells = {}
+        for row in sorted({r["row"] for r in mine}, key=_rank):
+            for share in sorted({r["share"] for r in mine if r["row"] == row}):
+                these = [r for r in mine if r["row"] == row and r["share"] == share]
+                cells[f"{row}@{share}"] = _figures(these)
+        task = TASKS[name]
+        at_hand = len(load_task(root, name))
+        tasks[name] = {
+            "unit": task.unit,
+            "at_hand": at_hand,
+            "official": task.size,
+            "coverage": None if task.stand_in else at_hand / task.size,
+            "paper": dict(task.paper),
+            "rows": cells,
+        }
+    return {
+        "benchmark": "matbench",
+        "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items()},
+        "tasks": tasks,
+        "left_out": [{"task": t, "row": r, "reason": why} for (t, r), why in LABELS_SEEN.items()],
+        "environment": environment(device),
+    }
+
+
+def _figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    errors = np.concatenate([np.asarray(r["errors"]) for r in records])
+    maes = [r["mae"] for r in records]
+    return {
+        "mae": float(np.mean(maes)),
+        "interval": bootstrap_ratio(errors, np.ones(len(errors))),
+        "seeds": maes,
+        "train": records[0]["train"],
+        "val": records[0]["val"],
+        "test": records[0]["test"],
+        "seconds": float(np.mean([r["seconds"] for r in records])),
+    }
+
+
+def _rank(row: str) -> tuple[int, str]:
+    return (_ORDER.index(row), "") if row in _ORDER else (len(_ORDER), row)
+
+
+def _print(result: Mapping[str, Any]) -> None:
+    for name, task in result["tasks"].items():
+        rows = []
+        for key, cell in task["rows"].items():
+            row, _, share = key.partition("@")
+            low, high = cell["interval"]
+            rows.append(
+                (
+                    row if share == "100" else f"{row} ({share} %)",
+                    f"{cell['mae']:.4g} ({low:.4g}-{high:.4g})",
+                    str(len(cell["seeds"])),
+                    str(cell["train"]),
+                    f"{task['paper'][row]:g}" if share == "100" and row in task["paper"] else "",
+                )
+            )
+        cover = task["coverage"]
+        note = f"{task['at_hand']:,} crystals at hand"
+        note += f", {cover:.0%} of the task" if cover is not None else "; not the official data set"
+        title = f"{name}, MAE in {task['unit'] or 'its own unit'}"
+        show(title, ["", "MAE (95 %)", "seeds", "labels", "paper"], rows, note)

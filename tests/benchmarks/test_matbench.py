@@ -1,0 +1,156 @@
+"""The MatBench benchmark: splits, rows, and a run that goes on where it stopped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.model_selection import KFold
+
+from crystalml.benchmarks import matbench
+from crystalml.benchmarks.matbench import Settings, run
+from crystalml.benchmarks.matbench_tasks import FOLD_SEED, TASKS, load_task, split
+from crystalml.errors import InputError
+from crystalml.models.fourierframenet import FourierFrameNetConfig
+from crystalml.models.model import ModelConfig
+from crystalml.testing import rand_crystals
+from crystalml.training.checkpoint import save_model
+from crystalml.weights.registry import load_model
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like that of the real data, with the phonon task of 60 made-up crystals in it."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "properties").mkdir()
+    x = rand_crystals(0, COUNT, max_atoms=3)
+    parts = x.split()
+    volume = (x.volume / x.num_atoms).numpy()
+    rows = np.random.default_rng(0).permutation(1265)[:COUNT]
+    pd.DataFrame(
+        {
+            "material_id": [f"mp-{k}" for k in range(COUNT)],
+            "mbid": [f"mb-phonons-{k + 1:04d}" for k in rows],
+            "numbers": [p.numbers.tolist() for p in parts],
+            "frac_coords": [p.frac.flatten().tolist() for p in parts],
+            "lattice": [p.lattice.flatten().tolist() for p in parts],
+            "n_atoms": x.num_atoms.tolist(),
+            "last phdos peak": np.where(np.arange(COUNT) == 7, np.nan, 10 * volume),
+        }
+    ).to_parquet(folder / "properties" / "matbench_phonons.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    config = FourierFrameNetConfig(16, 1, 1, 2, 4, 8, 8, 8, 4, 8, 4.0, chiral=False)
+    path = tmp_path_factory.mktemp("weights") / "pfm.safetensors"
+    save_model(ModelConfig(config, noise=False).build(), path, {})
+    return str(path)
+
+
+def test_splits_are_60_20_20_apart_and_the_same_for_all(root: Path) -> None:
+    data = load_task(root, "phonons")
+    assert len(data) == COUNT - 1  # a crystal without a label is left out
+    parts = split(data, 0)
+    assert [len(parts[name]) for name in ("train", "val", "test")] == [35, 12, 12]
+    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(COUNT - 1))
+    again, other = split(data, 0), split(data, 1)
+    assert all(np.array_equal(parts[name], again[name]) for name in parts)
+    assert not np.array_equal(parts["test"], other["test"])
+    thin = split(data, 0, max_train=9, max_test=4)
+    assert [len(thin[name]) for name in ("train", "val", "test")] == [9, 3, 4]
+    assert all(set(thin[name]) <= set(parts[name]) for name in parts)
+
+
+def test_official_folds_are_those_of_all_rows(root: Path) -> None:
+    data = load_task(root, "phonons")
+    assert data.rows is not None
+    pieces = [test for _, test in KFold(5, shuffle=True, random_state=FOLD_SEED).split(np.arange(1265))]
+    tested = []
+    for fold in range(5):
+        parts = split(data, fold, "official")
+        assert set(data.rows[parts["test"]]) <= set(pieces[fold])
+        assert not set(parts["train"]) & set(parts["test"]) and not set(parts["val"]) & set(parts["test"])
+        tested += parts["test"].tolist()
+    assert sorted(tested) == list(range(COUNT - 1))
+    with pytest.raises(InputError, match="folds 0 to 4"):
+        split(data, 5, "official")
+    with pytest.raises(InputError, match="'odd'"):
+        split(data, 0, "odd")
+
+
+def test_a_run_measures_what_it_says_and_goes_on(
+    root: Path, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(seeds=(0, 1), seen=20)
+    rows = ("mean", "magpie-rf", "random", "pfm", "pfm-ridge")
+    given = {"encoders": {"pfm": weights}, "out": tmp_path, "progress": False}
+    result = run(root, ["phonons"], rows, settings, **given)  # type: ignore[arg-type]
+    cells = result["tasks"]["phonons"]["rows"]
+    assert list(cells) == [f"{row}@100" for row in rows]
+    data = load_task(root, "phonons")
+    expected = []
+    for seed in (0, 1):
+        parts = split(data, seed)
+        expected.append(np.abs(data.y[parts["test"]] - data.y[parts["train"]].mean()).mean())
+    assert cells["mean@100"]["seeds"] == pytest.approx(expected)
+    low, high = cells["mean@100"]["interval"]
+    assert low < cells["mean@100"]["mae"] < high
+    assert result["tasks"]["phonons"]["coverage"] == (COUNT - 1) / 1265
+    assert result["tasks"]["phonons"]["paper"]["pfm"] == 38.181
+    kept = json.loads((tmp_path / "result.json").read_text())
+    assert kept["tasks"] == json.loads(json.dumps(result["tasks"]))
+
+    monkeypatch.setattr(matbench, "_predict", lambda *_: pytest.fail("computed again"))
+    again = run(root, ["phonons"], rows, settings, **given)  # type: ignore[arg-type]
+    assert again["tasks"] == result["tasks"]
+    other = tmp_path / "other.safetensors"
+    save_model(ModelConfig(load_model(weights).config.encoder, noise=False).build(), other, {})
+    with pytest.raises(InputError, match="'pfm' with other weights"):
+        run(root, ["phonons"], rows, settings, **given | {"encoders": {"pfm": str(other)}})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="seen = 20, not 21"):
+        run(root, ["phonons"], rows, Settings(seeds=(0, 1), seen=21), **given)  # type: ignore[arg-type]
+
+
+def test_shares_are_of_the_training_labels(root: Path, weights: str, tmp_path: Path) -> None:
+    settings = Settings(seeds=(0,), shares=(20, 100))
+    given = {"encoders": {"pfm": weights}, "out": tmp_path, "progress": False}
+    found = run(root, ["phonons"], ["mean"], settings, **given)["tasks"]["phonons"]["rows"]  # type: ignore[arg-type]
+    assert (found["mean@20"]["train"], found["mean@100"]["train"]) == (7, 35)
+
+
+def test_taught_labels_are_left_out(root: Path, tmp_path: Path) -> None:
+    result = run(root, ["mp_e_form"], ["dao-p"], Settings(seeds=(0,)), out=tmp_path, progress=False)
+    assert result["tasks"] == {} and result["left_out"][0]["row"] == "dao-p"
+
+
+def test_bad_requests_are_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'jdft2d'"):
+        run(root, ["jdft2d"], out=tmp_path)
+    with pytest.raises(InputError, match="--encoder rr=FILE"):
+        run(root, ["phonons"], ["rr"], out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_paper_has_a_number_for_every_task() -> None:
+    assert len(TASKS) == 8
+    assert all(len(task.paper) == 6 for task in TASKS.values())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_real_tasks_are_within_the_official_ones(shared_data: Path, name: str) -> None:
+    if TASKS[name].ids:
+        pytest.skip("reads the whole corpus: minutes")
+    data = load_task(shared_data, name)
+    assert np.isfinite(data.y).all() and len(data) > 500
+    if not TASKS[name].stand_in:
+        assert len(data) <= TASKS[name].size
+    if data.rows is not None:
+        assert len(set(data.rows.tolist())) == len(data)
+        assert 0 <= data.rows.min() <= data.rows.max() < TASKS[name].size
