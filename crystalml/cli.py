@@ -157,7 +157,7 @@ def relax(
     fix_symmetry: Annotated[bool, typer.Option("--fix-symmetry", help="Keep the space group.")] = False,
     optimizer: Annotated[str, typer.Option(help="lbfgs or fire.")] = "lbfgs",
     symprec: Annotated[
-        float | None, typer.Option(help="Tolerance of space groups (A) [default: 0.1; 0.01 if kept].")
+        float | None, typer.Option(help="Tolerance of space groups (A); default: 0.1, or 0.01 if kept.")
     ] = None,
     format: Annotated[str, typer.Option(help="Of the files in the folder: cif or extxyz.")] = "cif",
     symmetrize: Annotated[
