@@ -2,128 +2,107 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import isfinite, nan
 from typing import Any, Literal, get_args
 
 import torch
-from pymatgen.core import Composition, Structure
+from pymatgen.core import Composition, Lattice, Structure
 
 from crystalml import __version__, recipes
-from crystalml.composition import parse_composition
-from crystalml.convert import to_structures
-from crystalml.crystal import CrystalBatch
-from crystalml.elements import atomic_number
-from crystalml.errors import InputError, TooManyAtomsError, UnsupportedError
-from crystalml.guard import is_finite, standardise, to_valid_structure
+from crystalml.convert import to_batch
+from crystalml.diffuse import Diffusion, Found, SampleReport
+from crystalml.errors import InputError, UnsupportedError
 from crystalml.guidance import EnergyGuidance, check_noise
-from crystalml.metrics.validity import MIN_VOLUME
+from crystalml.hybrid.predict import Denoising, Hybrid, Request
+from crystalml.hybrid.rank import Ranker
 from crystalml.models.model import CrystalModel
-from crystalml.predict import pack, pair_budget
+from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
-from crystalml.prototypes.substitute import substitute
+from crystalml.prototypes import PrototypeAtlas
+from crystalml.prototypes.fingerprint import Distinct
+from crystalml.request import CompositionLike, Draw, Fixed, FormulaUnitsLike, Group, Reader
 from crystalml.sample.base import Sampler
-from crystalml.sample.template import FormulaUnits, template
+from crystalml.sample.solvers import Solver
+from crystalml.sample.solvers import solver as make_sampler
+from crystalml.samples import Samples
 from crystalml.weights import as_model
 
-FRAMES = 50  # kept of a trajectory, evenly spaced over the steps, the sample itself last
+ModelLike = str | os.PathLike[str] | CrystalModel
+Strategy = Literal["auto", "hybrid", "prototype", "diffusion"]
+Answer = tuple[Structure, list[Structure]]
+RankBy = Literal["probability", "energy"]
 
-CompositionLike = str | Composition | Mapping[Any, float]
-FormulaUnitsLike = int | range | Literal["auto"]
-Strategy = Literal["diffusion", "prototype", "auto"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell content to sample: `composition` of the whole cell, which holds z formula units."""
-
-    composition: Composition
-    z: int
-
-    @property
-    def numbers(self) -> list[int]:
-        """Atomic numbers in the canonical order, so that "CsV3Sb5" and "Sb5V3Cs" draw the same crystals."""
-        amounts = sorted(self.composition.items(), key=lambda item: item[0])  # electronegativity, then symbol
-        return [element.Z for element, amount in amounts for _ in range(round(amount))]
-
-    @property
-    def formula(self) -> str:
-        return self.composition.formula.replace(" ", "")
+PART = 24  # requests refined together
+REFINING: tuple[int, Solver] = (5, "heun")  # from noise_level to the crystal, unless told otherwise
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One sample: number `index` of a cell, at its `attempt`-th try. position: place in the answer."""
+class Wish:
+    """What all structures of a call share; see `StructureGenerator.sample`."""
 
-    cell: Cell
-    position: int
-    index: int
-    attempt: int = 0
+    n: int
+    strategy: Strategy
+    seed: int
+    guidance: float
+    steps: int | None
+    noise_level: float
+    rank_by: RankBy | None
+    distinct: bool
+    keep_frames: bool
+    progress: bool
+    fixed: Fixed
 
-    def seed(self, seed: int) -> int:
-        """A 63-bit seed from (seed, cell, index, attempt): the same on every machine, in every batch."""
-        key = f"{seed}/{self.cell.formula}/{self.index}/{self.attempt}".encode()
-        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+    def __post_init__(self) -> None:
+        if self.n < 0 or int(self.n) != self.n:
+            raise InputError(f"n must be a whole number of samples, 0 or more, not {self.n!r}.")
+        if self.guidance < 0:
+            raise InputError(f"guidance must be 0 (off) or positive, not {self.guidance!r}.")
+        if self.strategy not in get_args(Strategy):
+            names = ", ".join(get_args(Strategy))
+            raise InputError(f"strategy must be one of {names}, not {self.strategy!r}.")
+        if self.rank_by is not None and self.rank_by not in get_args(RankBy):
+            names = ", ".join(get_args(RankBy))
+            raise InputError(f"rank_by must be one of {names} or None, not {self.rank_by!r}.")
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"steps must be at least 1, not {self.steps!r}.")
+        if not 0 <= self.noise_level <= 1:
+            raise InputError(f"noise_level is a share of the noise levels, 0 to 1, not {self.noise_level!r}.")
+        if self.fixed.geometry and self.strategy in ("hybrid", "prototype"):
+            raise UnsupportedError(
+                f"prototypes have their own cells and sites: strategy {self.strategy!r} cannot keep given "
+                "ones; use 'diffusion' or 'auto'"
+            )
 
-
-@dataclass
-class SampleReport:
-    """What became of a request: rejected counts draws by reason, missing counts samples given up on."""
-
-    requested: int = 0
-    returned: int = 0
-    missing: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-
-
-def check_request(n: int, strategy: str, guidance: float, steps: int | None) -> None:
-    """Refuse what no sampler can do. Raises InputError."""
-    if n < 0 or int(n) != n:
-        raise InputError(f"n must be a whole number of samples, 0 or more, not {n!r}.")
-    if guidance < 0:
-        raise InputError(f"guidance must be 0 (off) or positive, not {guidance!r}.")
-    if strategy not in get_args(Strategy):
-        raise InputError(f"strategy must be one of {', '.join(get_args(Strategy))}, not {strategy!r}.")
-    if steps is not None and steps < 1:
-        raise InputError(f"steps must be at least 1, not {steps!r}.")
-
-
-def substituted(draws: list[Draw]) -> dict[int, tuple[Structure, list[Structure]]]:
-    """By position of the draw, the prototypes' answers: the i-th draw of a cell gets the i-th likeliest."""
-    wanted: dict[str, list[Draw]] = {}
-    for draw in draws:
-        wanted.setdefault(draw.cell.formula, []).append(draw)
-    found: dict[int, tuple[Structure, list[Structure]]] = {}
-    for group in wanted.values():
-        most = max(draw.index for draw in group) + 1
-        answers = substitute(group[0].cell.composition, most, warn=False)
-        for draw in group:
-            if draw.index < len(answers):
-                structure = answers[draw.index].copy()
-                structure.properties.update(formula_units=draw.cell.z, crystalml_version=__version__)
-                found[draw.position] = (structure, [structure])
-    return found
+    @property
+    def known_types(self) -> bool:
+        """Whether known prototypes take part."""
+        return self.strategy != "diffusion" and not self.fixed.geometry
 
 
 class StructureGenerator:
-    """Crystal structure prediction by a diffusion model: Structures for a given composition.
+    """Crystal structure prediction: known prototypes, refined and ranked, and diffusion for what is new.
 
-    model: a model with noise heads; energy_model: one with an energy head, loaded only when guidance is used.
-    Both take a shipped name, a path, a "hf://" address or a CrystalModel. device None picks CUDA if present.
-    `report` holds the counts of the latest call.
+    model: one with noise heads. energy_model: with an energy head for noisy crystals, for guidance.
+    potential: relaxes and ranks; None leaves prototypes as they are. All take a shipped name, a path, a
+    "hf://" address or a CrystalModel, and the latter two are loaded when first needed. atlas: the prototypes
+    known; None is the shipped one. ranker: None is the shipped one. solver: how diffusion samples, see
+    `sample.solvers`. device None picks CUDA if present. `report` holds the counts of the latest call.
     """
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | CrystalModel = "dao-g",
-        energy_model: str | os.PathLike[str] | CrystalModel | None = "dao-p-diffusion",
+        model: ModelLike = "dao-g",
+        energy_model: ModelLike | None = "dao-p-diffusion",
         device: str | None = None,
         dtype: torch.dtype | str = torch.float32,
         *,
+        potential: ModelLike | None = "dao-p",
+        atlas: PrototypeAtlas | None = None,
+        ranker: Ranker | None = None,
+        solver: Solver = "pc",
         max_pairs: int | None = None,
         max_redraws: int = 3,
     ) -> None:
@@ -134,10 +113,16 @@ class StructureGenerator:
             name = self.model.card.get("name", "this model")
             raise UnsupportedError(f"{name} cannot generate: it has no noise heads. Use 'dao-g'.")
         self.noise = recipes.noise_for(self.model)
-        self.energy_model = energy_model
-        self.max_pairs = max_pairs
-        self.max_redraws = max_redraws
+        self.energy_model, self.potential = energy_model, potential
+        self._atlas, self.ranker, self.solver = atlas, ranker, solver
+        self.max_pairs, self.max_redraws = max_pairs, max_redraws
         self.report = SampleReport()
+
+    @property
+    def atlas(self) -> PrototypeAtlas:
+        if self._atlas is None:
+            self._atlas = PrototypeAtlas.default()
+        return self._atlas
 
     def sample(
         self,
@@ -145,182 +130,175 @@ class StructureGenerator:
         n: int = 1,
         *,
         formula_units: FormulaUnitsLike = "auto",
-        strategy: Strategy = "diffusion",
-        seed: int = 0,
-        guidance: float = 0.0,
-        steps: int | None = None,
+        strategy: Strategy = "auto",
+        min_atoms: int = 1,
         max_atoms: int | None = None,
+        space_group: int | None = None,
+        lattice: Lattice | None = None,
+        fixed: Structure | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float = 0.0,
+        noise_level: float = 0.0,
+        rank_by: RankBy | None = "probability",
+        distinct: bool = True,
         return_trajectory: bool = False,
         progress: bool = True,
     ) -> Any:
-        """Draw n structures of a composition (of each Z, if formula_units is a range).
+        """n structures of a composition (of each Z, if formula_units is a range), the likeliest first.
 
-        A composition counts as one formula unit, exactly as written: "Cs2V6Sb10" with formula_units=1 has 18
-        atoms. formula_units="auto" takes a formula that can be reduced as the cell content, and for a reduced
-        one the most common Z of training crystals like it (same anonymous formula, else same number of atoms
-        a formula unit, else 1). max_atoms None stands for the largest cell in training. guidance > 0 steers
-        towards low energy (DAO, Algorithm 1). steps None is the recipe's number.
+        composition: a formula counts as one formula unit, exactly as written: "Cs2V6Sb10" with
+        formula_units=1 has 18 atoms. A chemical system such as "Li-O" stands for its likeliest formulas,
+        which share the n structures. formula_units="auto" takes a formula that can be reduced as the cell
+        content; for a reduced one, prototypes of all sizes compete, and diffusion draws the most common Z of
+        training crystals like it. min_atoms, max_atoms: of the cell; max_atoms None is the largest the
+        network was trained on, or the largest of the atlas where prototypes take part.
 
-        strategy "diffusion" draws every structure from noise. "prototype" puts the elements on the sites of
-        known structure types instead (`crystalml.prototypes`), likeliest first: oftener right, never of a new
-        type, and there may be fewer than n. "auto" takes those first and draws the rest.
+        strategy: "hybrid" puts the elements on the sites of known structure types (`crystalml.prototypes`),
+        relaxes them with the potential and ranks them; "prototype" leaves them as they are; both find
+        nothing of a new type and may give fewer than n. "diffusion" draws everything from noise. "auto" is
+        hybrid first, then diffusion for what is missing. noise_level: hybrid's candidates are first noised
+        to this share of the noise levels and denoised again (0: not; measured in docs/generate.md).
 
-        Each draw depends on (seed, composition, index) only, up to rounding, whatever the batch. Those
-        with atoms closer than 0.5 A, no volume or NaN are redrawn up to max_redraws times; what fails is
-        left out with a warning (see `report`).
+        space_group: its number, kept by construction and checked with spglib. lattice: the cell is this one.
+        fixed: a part of the crystal, whose cell and sites stay while diffusion adds the other atoms.
 
-        Returns a list of Structures for one composition, a list of such lists for a sequence of them; with
-        return_trajectory, a pair (structures, trajectories), the latter having in place of each structure a
-        list of about 50 from noise to it (frames without volume are skipped). See also `.properties`.
+        guidance > 0 steers diffusion to low energy (DAO, Algorithm 1). steps: of the sampler. rank_by: the
+        ranker's "probability" (diffusion's draws keep their order), the potential's "energy" per atom, or
+        None. distinct=True leaves out what is the same crystal as one before it.
+
+        A draw depends on (seed, composition, index) only, up to rounding, whatever the batch; one with atoms
+        closer than 0.5 A, no volume or NaN is redrawn up to max_redraws times, then left out with a warning
+        (see `report`). Returns `Samples`, a list of Structures, for one composition, and a list of such lists
+        for a sequence; with return_trajectory a pair, the second having for each structure a list of about 50
+        on the way to it. Every structure says in `.properties` where it comes from.
         """
-        check_request(n, strategy, guidance, steps)
-        wanted: list[CompositionLike]
-        if single := isinstance(composition, str | Composition | Mapping):
-            wanted = [composition]
-        else:
-            wanted = list(composition)
-        cells = [self.cells(item, formula_units, max_atoms) for item in wanted]
-        draws: list[Draw] = []
-        owners: list[int] = []
-        for owner, choices in enumerate(cells):
-            for cell in choices:
-                draws += [Draw(cell, len(draws) + i, i) for i in range(n)]
-                owners += [owner] * n
-        settings = {"seed": seed, "guidance": guidance, "steps": steps}
-        found = {} if strategy == "diffusion" else substituted(draws)
-        rest = [] if strategy == "prototype" else [draw for draw in draws if draw.position not in found]
-        found |= self._run(rest, settings, return_trajectory, progress)
-        self.report.requested, self.report.returned = len(draws), len(found)
-        self.report.missing = len(draws) - len(found)
-        structures: list[list[Structure]] = [[] for _ in wanted]
-        trajectories: list[list[list[Structure]]] = [[] for _ in wanted]
-        for position, (structure, frames) in sorted(found.items()):
-            structures[owners[position]].append(structure)
-            trajectories[owners[position]].append(frames)
-        answer = (structures[0], trajectories[0]) if single else (structures, trajectories)
+        wish = Wish(
+            n, strategy, seed, guidance, steps, noise_level, rank_by, distinct, return_trajectory, progress,
+            Fixed(space_group, lattice, fixed),
+        )  # fmt: skip
+        single = isinstance(composition, str | Composition | Mapping)
+        wanted: list[Any] = [composition] if single else list(composition)  # type: ignore[arg-type]
+        reader = Reader(
+            self.atlas, self.model.card, wish.known_types, formula_units, min_atoms, max_atoms
+        )  # fmt: skip
+        groups = [group for i, item in enumerate(wanted) for group in reader.groups(item, i, wish.n)]
+        for group in groups:
+            wish.fixed.check(group.drawn)
+        self.report = SampleReport()
+        found = self._answer(groups, wish)
+        answers: list[Samples] = [Samples() for _ in wanted]
+        paths: list[list[list[Structure]]] = [[] for _ in wanted]
+        for group, items in zip(groups, found, strict=True):
+            for structure, frames in self._ordered(items, wish):
+                answers[group.owner].append(structure)
+                paths[group.owner].append(frames)
+        self.report.returned = sum(map(len, answers))
+        self.report.missing = max(0, self.report.requested - self.report.returned - self.report.duplicates)
+        answer = (answers[0], paths[0]) if single else (answers, paths)
         return answer if return_trajectory else answer[0]
 
-    def cells(
-        self, composition: CompositionLike, formula_units: FormulaUnitsLike, max_atoms: int | None
-    ) -> list[Cell]:
-        """The cell contents that a request stands for.
-
-        Raises CompositionError, UnknownElementError or TooManyAtomsError.
-        """
-        symbols = self.model.card.get("elements")
-        unit = parse_composition(composition, known={atomic_number(s) for s in symbols} if symbols else None)
-        choices = [Cell(unit * z, z) for z in self._formula_units(unit, formula_units)]
-        limit = max_atoms if max_atoms is not None else self.model.card.get("max_atoms")
-        for cell in choices:
-            count = round(cell.composition.num_atoms)
-            if limit is not None and count > limit:
-                raise TooManyAtomsError(
-                    f"{cell.formula} has {count} atoms a cell, more than {limit}"
-                    + (" (the largest in training)" if max_atoms is None else "")
-                    + f". Ask for fewer formula units, or pass max_atoms={count}."
-                )
-        return choices
-
-    def _formula_units(self, unit: Composition, formula_units: FormulaUnitsLike) -> list[int]:
-        if formula_units == "auto":
-            reduced, factor = unit.get_reduced_composition_and_factor()
-            if factor > 1:
-                return [1]
-            statistics = FormulaUnits.from_dict(self.model.card.get("formula_units") or {})
-            return [statistics.guess(Cell(reduced, 1).numbers)]
-        values = list(formula_units) if isinstance(formula_units, range) else [formula_units]
-        if not values or any(type(z) is not int or z < 1 for z in values):  # True is no number of units
-            raise InputError(
-                f"formula_units must be a positive whole number, a range of them or 'auto', "
-                f"not {formula_units!r}."
-            )
-        return values
-
-    def _run(
-        self, draws: list[Draw], settings: dict[str, Any], keep_frames: bool, progress: bool
-    ) -> dict[int, tuple[Structure, list[Structure]]]:
-        self.report = SampleReport(requested=len(draws))
-        sampler = recipes.sampler(self.noise, steps=settings["steps"])
-        settings = {**settings, "steps": len(sampler.levels()) - 1}
-        guide = self._guide(settings["guidance"])
-        found: dict[int, tuple[Structure, list[Structure]]] = {}
-        budget = self.max_pairs or pair_budget(self.device, gradient=guide is not None)
-        with ProgressBar(progress and bool(draws), "sampling") as bar:
-            pending = draws
-            while pending:
-                counts = torch.tensor([len(draw.cell.numbers) for draw in pending])
-                batches = [[pending[i] for i in group.tolist()] for group in pack(counts, budget)]
-                bar.add(len(pending) * settings["steps"])
-                pending = []
-                for batch in batches:
-                    frames = self._draw(batch, sampler, guide, settings, keep_frames, bar)
-                    pending += self._sort_out(batch, frames, settings, found)
-        self.report.returned = len(found)
-        self.report.missing = len(draws) - len(found)
-        if self.report.missing:
-            reasons = ", ".join(f"{count} x {reason}" for reason, count in self.report.rejected.items())
-            warnings.warn(
-                f"{self.report.missing} of {len(draws)} samples were still invalid after {self.max_redraws} "
-                f"redraws and are left out ({reasons}). Try more steps or another seed.",
-                stacklevel=3,
-            )
+    def _answer(self, groups: Sequence[Group], wish: Wish) -> list[list[Answer]]:
+        """For every group what was found, prototypes first, then diffusion for what they left open."""
+        self.report.requested = sum(group.want for group in groups)
+        found = self._known(groups, wish) if wish.known_types else [[] for _ in groups]
+        if wish.strategy not in ("auto", "diffusion"):
+            return found
+        trained = self.model.card.get("max_atoms") if wish.strategy == "auto" else None
+        draws: list[Draw] = []
+        owners: list[int] = []
+        for k, group in enumerate(groups):
+            if trained is None or group.drawn.atoms <= trained:  # larger ones are left to prototypes
+                have = len(found[k])
+                draws += [Draw(group.drawn, len(draws) + i, have + i) for i in range(group.want - have)]
+                owners += [k] * (group.want - have)
+        for position, answer in sorted(self._diffuse(draws, wish).items()):
+            found[owners[position]].append(answer)
         return found
 
-    def _draw(
-        self,
-        batch: list[Draw],
-        sampler: Sampler,
-        guide: EnergyGuidance | None,
-        settings: dict[str, Any],
-        keep_frames: bool,
-        bar: ProgressBar,
-    ) -> list[CrystalBatch]:
-        seeds = torch.tensor([draw.seed(settings["seed"]) for draw in batch], device=self.device)
-        blank = template([draw.cell.numbers for draw in batch], self.device, self.dtype)
-        steps = settings["steps"]
-        kept = {round(i * steps / FRAMES) for i in range(FRAMES)} if keep_frames else set()
-        frames: list[CrystalBatch] = []
-        for step, x in enumerate(sampler.trajectory(self.model.denoise, blank, seeds, guide)):
-            if step in kept or step == steps:  # step 0 is the prior, the last one the sample
-                frames.append(x.to("cpu"))
-            bar.advance(len(batch) if step else 0)
-        return frames
+    def _known(self, groups: Sequence[Group], wish: Wish) -> list[list[Answer]]:
+        """Structures on known prototypes, likeliest first."""
+        hybrid = self._hybrid(wish)
+        found: list[list[Answer]] = []
+        with ProgressBar(wish.progress, "prototypes") as bar:
+            bar.add(len(groups))
+            for start in range(0, len(groups), PART):
+                part = groups[start : start + PART]
+                requests = [Request([c.content for c in g.cells], wish.fixed.space_group) for g in part]
+                answers = hybrid(requests, max(group.want for group in part))
+                for group, structures in zip(part, answers, strict=True):
+                    found.append([(s, [s]) for s in structures[: group.want]])
+                    for structure in structures[: group.want]:
+                        self._label(structure, group, wish)
+                bar.advance(len(part))
+        return found
 
-    def _sort_out(
-        self,
-        batch: list[Draw],
-        frames: list[CrystalBatch],
-        settings: dict[str, Any],
-        found: dict[int, tuple[Structure, list[Structure]]],
-    ) -> list[Draw]:
-        """Convert and keep the valid samples; return the draws to repeat."""
-        again: list[Draw] = []
-        parts = [frame.split() for frame in frames]
-        for i, draw in enumerate(batch):
-            structure, reason = to_valid_structure(parts[-1][i])
-            if structure is None:
-                self.report.rejected[reason] += 1
-                if draw.attempt < self.max_redraws:
-                    again.append(Draw(draw.cell, draw.position, draw.index, draw.attempt + 1))
-                continue
-            structure.properties.update(self._provenance(draw, settings))
-            usable = (standardise(part[i]) for part in parts[:-1] if is_finite(part[i]))
-            earlier = [to_structures(part)[0] for part in usable if float(part.volume[0]) > MIN_VOLUME]
-            found[draw.position] = (structure, [*earlier, structure])
-        return again
+    def _label(self, structure: Structure, group: Group, wish: Wish) -> None:
+        properties = structure.properties
+        properties["formula_units"] = group.cells[properties.pop("cell")].z
+        properties["crystalml_version"] = __version__
+        if wish.strategy == "prototype":
+            properties["strategy"] = "prototype"
+        elif isinstance(self.potential, CrystalModel):
+            card = self.potential.card
+            properties.update(potential=card.get("name") or "custom", potential_sha256=card.get("sha256"))
 
-    def _provenance(self, draw: Draw, settings: dict[str, Any]) -> dict[str, Any]:
+    def _hybrid(self, wish: Wish) -> Hybrid:
+        if wish.strategy == "prototype":
+            return Hybrid(self.atlas)
+        potential = None if self.potential is None else self._predictor()
+        denoising = None
+        if wish.noise_level:
+            steps, name = REFINING
+            start = max(1, round(wish.noise_level * self.noise.num_steps))
+            sampler = make_sampler(name, self.noise, wish.steps or steps, start)
+            denoising = Denoising(self.model, sampler, wish.seed)
+        return Hybrid(self.atlas, potential, self.ranker, denoising=denoising)
+
+    def _diffuse(self, draws: list[Draw], wish: Wish) -> Found:
+        sampler = self._sampler(wish)
         card = self.model.card
-        return {
-            "strategy": "diffusion",
+        provenance = {
             "model": card.get("name") or card.get("source") or "custom",
             "sha256": card.get("sha256"),
-            "crystalml_version": __version__,
-            "formula_units": draw.cell.z,
-            "index": draw.index,
-            "attempts": draw.attempt + 1,
-            **settings,
+            "solver": self.solver,
+            "steps": len(sampler.levels()) - 1,
+            "guidance": wish.guidance,
+            "fixed": wish.fixed.describe(),
         }
+        guide = self._guide(wish.guidance)
+        engine = Diffusion(
+            self.model, sampler, guide, wish.fixed, self.atlas, wish.seed, provenance, self.max_pairs,
+            self.max_redraws, wish.keep_frames,
+        )  # fmt: skip
+        return engine.run(draws, self.report, wish.progress)
+
+    def _ordered(self, items: list[Answer], wish: Wish) -> list[Answer]:
+        """One group's answers, without duplicates, by energy if that is wished."""
+        if wish.distinct:
+            new = Distinct()
+            kept = [item for item in items if new(item[0])]
+            self.report.duplicates += len(items) - len(kept)
+            items = kept
+        if wish.rank_by != "energy" or not items:
+            return items
+        unknown = [s for s, _ in items if not isfinite(s.properties.get("energy_per_atom", nan))]
+        if unknown:
+            energies = self._predictor()(to_batch(unknown), forces=False)["energy_per_atom"]
+            for structure, energy in zip(unknown, energies.tolist(), strict=True):
+                structure.properties["energy_per_atom"] = energy
+        return sorted(items, key=lambda item: item[0].properties["energy_per_atom"])
+
+    def _predictor(self) -> Predictor:
+        if self.potential is None:
+            raise InputError("energies need a potential: StructureGenerator(potential='dao-p').")
+        model = self.potential = self._load(self.potential)  # kept for the next call
+        if not model.has_energy:
+            raise UnsupportedError("the potential has no energy head: use 'dao-p', or None for no potential.")
+        return Predictor(model, self.max_pairs)
+
+    def _sampler(self, wish: Wish) -> Sampler:
+        return make_sampler(self.solver, self.noise, wish.steps)
 
     def _guide(self, scale: float) -> EnergyGuidance | None:
         if scale == 0:
@@ -335,5 +313,5 @@ class StructureGenerator:
         check_noise(model, self.model)
         return EnergyGuidance(model, scale)
 
-    def _load(self, model: str | os.PathLike[str] | CrystalModel) -> CrystalModel:
+    def _load(self, model: ModelLike) -> CrystalModel:
         return as_model(model, self.device, self.dtype)

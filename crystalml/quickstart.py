@@ -96,7 +96,7 @@ def quickstart(
         f"{largest:.2f} -> {run['fmax']:.2f} eV/A{'' if run['converged'] else ' (stopped at the step limit)'}"
     )
     console.print(f"[bold]2.[/] Sampling {n} crystals of {FORMULA} with StructureGenerator (seed {seed})")
-    samples = makers.sample(FORMULA, n, formula_units=1, seed=seed, steps=steps)
+    samples = makers.sample(FORMULA, n, formula_units=1, strategy="diffusion", seed=seed, steps=steps)
     console.print(
         f"[bold]3.[/] Putting {FORMULA} on known structure types (no network, strategy='prototype')"
     )

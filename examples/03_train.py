@@ -52,5 +52,5 @@ with tempfile.TemporaryDirectory() as folder:
     print(f"{atoms.get_potential_energy() / len(atoms):.2f} eV/atom (label {energies[0]:.2f})")
 
     generator = StructureGenerator(model, None, device="cpu")
-    samples = generator.sample("NaCl", n=2, formula_units=1, steps=100, progress=False)
+    samples = generator.sample("NaCl", n=2, formula_units=1, strategy="diffusion", steps=100, progress=False)
     print([sample.formula for sample in samples], dict(generator.report.rejected))

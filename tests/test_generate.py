@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from pymatgen.core import Composition, Lattice, Structure
 
-from crystalml import generate, recipes
+from crystalml import generate, guard, recipes
 from crystalml.convert import to_structures
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import (
@@ -24,9 +25,11 @@ from crystalml.errors import (
 from crystalml.generate import StructureGenerator
 from crystalml.guard import standardise, to_valid_structure
 from crystalml.metrics.validity import is_valid_structure
+from crystalml.prototypes import PrototypeAtlas
+from crystalml.request import Cell, Draw
 from crystalml.sample.template import FormulaUnits, formula_key, template
 
-FAST = {"steps": 4, "progress": False}
+FAST = {"steps": 4, "strategy": "diffusion", "distinct": False, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,7 @@ def make(tiny_model, noise, monkeypatch):
     def build(dtype=torch.float64, card=None, **settings) -> StructureGenerator:
         model = tiny_model(dtype=dtype)
         model.card = card or {}
+        settings = {"potential": model, **settings}
         return StructureGenerator(model, model, device="cpu", dtype=dtype, **settings)
 
     return build
@@ -50,7 +54,7 @@ def make(tiny_model, noise, monkeypatch):
 def everything_is_valid(request, monkeypatch):
     """An untrained network draws nonsense cells; most laws are not about that."""
     if "real_guard" not in request.fixturenames:
-        monkeypatch.setattr(generate, "to_valid_structure", lambda x: (to_structures(standardise(x))[0], ""))
+        monkeypatch.setattr(guard, "to_valid_structure", lambda x: (to_structures(standardise(x))[0], ""))
 
 
 @pytest.fixture
@@ -130,11 +134,11 @@ def test_seeds_indices_and_compositions_give_different_crystals(make):
 
 
 def test_the_seed_is_stable_across_versions_and_machines():
-    cell = generate.Cell(Composition("CsV3Sb5"), 1)
-    assert generate.Draw(cell, 0, 0).seed(0) == generate.Draw(cell, 9, 0).seed(0)
-    seeds = {generate.Draw(cell, 0, i, k).seed(s) for i in range(4) for k in range(3) for s in range(3)}
+    cell = Cell(Composition("CsV3Sb5"), 1)
+    assert Draw(cell, 0, 0).seed(0) == Draw(cell, 9, 0).seed(0)
+    seeds = {Draw(cell, 0, i, k).seed(s) for i in range(4) for k in range(3) for s in range(3)}
     assert len(seeds) == 36 and all(0 <= seed < 2**63 for seed in seeds)
-    assert generate.Draw(cell, 0, 0).seed(0) == 7541564099422874848
+    assert Draw(cell, 0, 0).seed(0) == 7541564099422874848
 
 
 def test_guidance_changes_samples_and_none_is_exactly_off(make):
@@ -144,20 +148,6 @@ def test_guidance_changes_samples_and_none_is_exactly_off(make):
 
 
 # --- formula units ----------------------------------------------------------------------------------------
-def test_automatic_formula_units(make):
-    statistics = {"by_formula": {"1-1": 4}, "by_atoms": {"2": 1, "3": 2}}
-    generator = make(card={"formula_units": statistics})
-
-    def z(formula: str) -> int:
-        return generator.cells(formula, "auto", None)[0].z
-
-    assert z("NaCl") == 4  # same anonymous formula
-    assert z("TiO2") == 2  # same number of atoms a formula unit
-    assert z("CsV3Sb5") == 1  # nothing known
-    cell = generator.cells("Cs2V6Sb10", "auto", None)[0]
-    assert (cell.z, cell.formula) == (1, "Cs2V6Sb10")  # written as a cell content
-
-
 def test_formula_unit_statistics_count_modes():
     cells = [[11, 17] * 4] * 3 + [[12, 8]] * 2 + [[22, 8, 8] * 2] * 5
     x = template(cells)
@@ -172,8 +162,8 @@ def test_formula_unit_statistics_count_modes():
 # --- the guard --------------------------------------------------------------------------------------------
 def test_invalid_draws_are_counted_redrawn_and_finally_left_out(make, monkeypatch):
     calls = iter([False, True, False, True, False, False])
-    valid = generate.to_valid_structure
-    monkeypatch.setattr(generate, "to_valid_structure", lambda x: valid(x) if next(calls) else (None, "bad"))
+    valid = guard.to_valid_structure
+    monkeypatch.setattr(guard, "to_valid_structure", lambda x: valid(x) if next(calls) else (None, "bad"))
     generator = make(max_redraws=2, max_pairs=1)
     with pytest.warns(UserWarning, match="1 of 3 samples"):
         found = generator.sample("NaCl", 3, **FAST)
@@ -228,7 +218,7 @@ def test_standard_cells_are_right_handed_and_the_same_crystal():
 
 
 # --- bad input --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("wrong", ["", "Xx2", "Na0.5Cl", {"Na": 1.5}, {"Na": -1}, {}, "Na-Cl", 7])
+@pytest.mark.parametrize("wrong", ["", "Xx2", "Na0.5Cl", {"Na": 1.5}, {"Na": -1}, {}, "Na-Xx", 7])
 def test_bad_compositions(make, wrong):
     with pytest.raises(InputError):
         make().sample([wrong], 1, **FAST)
@@ -247,11 +237,15 @@ def test_bad_compositions(make, wrong):
         {"guidance": -1.0},
         {"steps": 0},
         {"steps": 10**6},
+        {"strategy": "magic"},
+        {"rank_by": "beauty"},
+        {"noise_level": 1.5},
+        {"space_group": 0},
     ],
 )
 def test_bad_settings(make, settings):
     with pytest.raises(InputError):
-        make().sample("NaCl", **{"n": 1, "progress": False, **settings})
+        make().sample("NaCl", **{"n": 1, "progress": False, "strategy": "diffusion", **settings})
 
 
 def test_limits_of_the_model(make, tiny_model):
@@ -289,17 +283,118 @@ def test_a_cubic_reference_passes_the_guard(real_guard):
     assert is_valid_structure(salt)
 
 
-def test_prototypes_come_first_and_diffusion_fills_the_rest(make):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an untrained network's draws may fail the guard, and so be missing
-        known = make().sample("CsV3Sb5", 200, formula_units=1, strategy="prototype", progress=False)
-        many = make().sample("CsV3Sb5", len(known) + 6, formula_units=1, strategy="auto", **FAST)
-    assert known and all(s.composition.reduced_formula == "CsV3Sb5" for s in known)
-    assert all(s.properties["strategy"] == "prototype" for s in known)
-    kinds = [s.properties["strategy"] for s in many]
-    assert kinds[: len(known)] == ["prototype"] * len(known) and set(kinds[len(known) :]) == {"diffusion"}
-    with pytest.raises(InputError, match="hybrid"):
-        make().sample("KCl", 1, strategy="hybrid", **FAST)
+# --- known types ------------------------------------------------------------------------------------------
+def salts() -> PrototypeAtlas:
+    sites = [[0, 0, 0], [0.5, 0.5, 0.5]]
+    return PrototypeAtlas.from_structures(
+        [
+            Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], sites),
+            Structure.from_spacegroup("Pm-3m", Lattice.cubic(4.12), ["Cs", "Cl"], sites),
+        ]
+    )
+
+
+QUIET = {"formula_units": 1, "steps": 3, "progress": False}
+
+
+def test_known_types_come_first_and_diffusion_fills_the_rest(make):
+    generator = make(atlas=salts())
+    found = generator.sample("KBr", 4, distinct=False, **QUIET)
+    kinds = [s.properties["strategy"] for s in found]
+    assert kinds == ["hybrid", "hybrid", "diffusion", "diffusion"]
+    assert generator.report.requested == generator.report.returned == 4
+    assert {s.get_space_group_info()[1] for s in found[:2]} == {225, 221}
+    only = generator.sample("KBr", 4, strategy="hybrid", **QUIET)
+    assert len(only) == 2 and generator.report.missing == 2
+    drawn = generator.sample("KBr", 4, strategy="diffusion", distinct=False, **QUIET)
+    assert same(drawn[2], found[2]) and same(drawn[3], found[3])  # whatever came before them
+
+
+def test_known_types_say_where_they_come_from(make):
+    generator = make(atlas=salts(), card={"name": "tiny-p", "sha256": "cd" * 32})
+    best, second = generator.sample("KBr", 2, strategy="hybrid", **QUIET)
+    found = best.properties
+    assert found == json.loads(json.dumps(found))
+    assert {"prototype", "template", "rank_score", "probability", "noise_level", "energy_per_atom"} <= set(
+        found
+    )
+    assert (found["potential"], found["formula_units"], found["noise_level"]) == ("tiny-p", 1, 0.0)
+    assert found["probability"] >= second.properties["probability"]
+    plain = generator.sample("KBr", 2, strategy="prototype", **QUIET)
+    assert [s.properties["strategy"] for s in plain] == ["prototype", "prototype"]
+    assert all(math.isnan(s.properties["energy_per_atom"]) for s in plain)  # no potential has seen them
+    moved = generator.sample("KBr", 1, strategy="hybrid", noise_level=0.05, **QUIET)
+    assert moved[0].properties["noise_level"] == 0.05
+
+
+def test_a_chemical_system_shares_the_structures_among_formulas(make):
+    generator = make(atlas=PrototypeAtlas.default())
+    found = generator.sample("Na-Cl", 6, max_atoms=6, strategy="prototype", progress=False)
+    assert found and all({e.symbol for e in s.composition} == {"Na", "Cl"} for s in found)
+    assert found[0].reduced_formula == "NaCl" and len({s.reduced_formula for s in found}) > 1
+    with pytest.raises(InputError, match="formula_units"):
+        generator.sample("Na-Cl", 2, formula_units=2)
+    with pytest.raises(InputError, match="twice"):
+        generator.sample("Na-Na", 2)
+
+
+def test_answers_by_energy(make):
+    generator = make(atlas=salts())
+    found = generator.sample("KBr", 4, rank_by="energy", distinct=False, **QUIET)
+    energies = [s.properties["energy_per_atom"] for s in found]
+    assert energies == sorted(energies) and all(map(math.isfinite, energies))
+    bare = make(atlas=salts())
+    bare.potential = None
+    with pytest.raises(InputError, match="potential"):
+        bare.sample("KBr", 1, rank_by="energy", **QUIET)
+
+
+def test_duplicates_are_left_out_and_counted(make, monkeypatch):
+    one = Structure.from_spacegroup("Fm-3m", Lattice.cubic(6.6), ["K", "Br"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    monkeypatch.setattr(guard, "to_valid_structure", lambda x: (one.copy(), ""))
+    generator = make()
+    assert len(generator.sample("K4Br4", 3, strategy="diffusion", steps=2, progress=False)) == 1
+    assert (generator.report.duplicates, generator.report.missing) == (2, 0)
+
+
+# --- what is fixed ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("solver", ["pc", "heun"])
+def test_a_lattice_and_sites_stay(make, solver):
+    cell = Lattice.orthorhombic(4.0, 5.0, 6.0)
+    generator = make(atlas=salts(), solver=solver)
+    (found,) = generator.sample("NaCl", 1, lattice=cell, **QUIET)
+    assert np.allclose(found.lattice.parameters, cell.parameters, atol=1e-5)
+    frame = Structure(cell, ["Cl", "Na"], [[0.1, 0.2, 0.3], [0.6, 0.7, 0.8]])
+    (found,) = generator.sample("Na2ClF", 1, fixed=frame, **QUIET)
+    assert np.allclose(found.lattice.parameters, cell.parameters, atol=1e-5)
+    kept = [[s.frac_coords for s in found if s.specie.symbol == e] for e in ("Cl", "Na")]
+    assert np.allclose(kept[0][0], [0.1, 0.2, 0.3], atol=1e-6)
+    assert any(np.allclose(x, [0.6, 0.7, 0.8], atol=1e-6) for x in kept[1])
+    assert "2 sites" in found.properties["fixed"]
+
+
+@pytest.mark.parametrize("number", [225, 221])
+def test_a_space_group_stays(make, number):
+    generator = make(atlas=salts())
+    for strategy in ("diffusion", "hybrid"):
+        found = generator.sample("KBr", 1, space_group=number, strategy=strategy, **QUIET)
+        assert [s.get_space_group_info(symprec=1e-3)[1] for s in found] == [number]
+
+
+def test_what_cannot_be_fixed_is_refused(make):
+    generator, cell = make(atlas=salts()), Lattice.cubic(5.0)
+    with pytest.raises(UnsupportedError, match="diffusion"):
+        generator.sample("NaCl", 1, lattice=cell, strategy="hybrid", **QUIET)
+    with pytest.raises(InputError, match="not two"):
+        generator.sample("NaCl", 1, lattice=cell, space_group=225, **QUIET)
+    with pytest.raises(InputError, match="2 Na are fixed"):
+        generator.sample(
+            "NaCl", 1, fixed=Structure(cell, ["Na", "Na"], [[0, 0, 0], [0.5, 0.5, 0.5]]), **QUIET
+        )
+    with pytest.raises(InputError, match="231"):
+        generator.sample("NaCl", 1, space_group=231, **QUIET)
+    with pytest.raises(InputError, match="no crystal with space group 62"):
+        generator.sample("NaCl", 1, space_group=62, strategy="diffusion", **QUIET)
 
 
 def test_gemsdiff_generates_through_the_same_face():
@@ -308,17 +403,17 @@ def test_gemsdiff_generates_through_the_same_face():
     generator = StructureGenerator(
         recipes.gemsdiff("tiny").model.build(), None, device="cpu", dtype="float64"
     )
-    groups, paths = generator.sample(["NaCl", "CsV3Sb5"], 2, return_trajectory=True, progress=False, steps=6)
+    groups, paths = generator.sample(["NaCl", "CsV3Sb5"], 2, return_trajectory=True, **{**FAST, "steps": 6})
     assert [len(group) for group in groups] == [2, 2] and generator.report.missing == 0
     assert all(
         s.properties["steps"] == 6 and len(path) == 7 for s, path in zip(groups[1], paths[1], strict=True)
     )
-    alone = generator.sample("CsV3Sb5", 2, steps=6, progress=False)
+    alone = generator.sample("CsV3Sb5", 2, **{**FAST, "steps": 6})
     assert all(same(a, b, 1e-8) for a, b in zip(groups[1], alone, strict=True))
-    full = generator.sample("NaCl", 1, progress=False)[0]
+    full = generator.sample("NaCl", 1, **{**FAST, "steps": None})[0]
     assert full.properties["steps"] == 100
     with pytest.raises(InputError, match=r"1\.\.100"):
-        generator.sample("NaCl", 1, steps=101, progress=False)
+        generator.sample("NaCl", 1, **{**FAST, "steps": 101})
     tiny = recipes.dao_p_diffusion("tiny").model.build()
     with pytest.raises(UnsupportedError, match="noise of diffcsp"):
-        StructureGenerator(generator.model, tiny, device="cpu").sample("NaCl", guidance=1.0, progress=False)
+        StructureGenerator(generator.model, tiny, device="cpu").sample("NaCl", guidance=1.0, **FAST)

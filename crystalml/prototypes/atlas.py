@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Kind = Literal["direct", "merged", "split"]
 
-COST = {"merged": 2.0, "split": 1.0}  # log odds against a step from what was seen, from validation crystals
+COST = {"merged": 2.0, "split": 3.0}  # log odds against a step from what was seen, from validation crystals
 
 
 @dataclass(frozen=True)
