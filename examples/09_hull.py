@@ -1,20 +1,23 @@
 """Energies above the hull in K-Mg-F with pymatgen: all by the model, and the model's among DFT's.
 
-Run: python examples/09_hull.py [model] [folder for the picture]
+Run: python examples/09_hull.py [model of relaxations] [folder for the picture] [model of energies]
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from pymatgen.analysis.phase_diagram import PDPlotter, PhaseDiagram
 from pymatgen.core import Lattice, Structure
 
+from crystalml import Predictor, load_model, relax, to_batch
 from crystalml.entries import computed_entry, element_entries
-from crystalml.relax import relax
 
-model = sys.argv[1] if len(sys.argv) > 1 else None
+model = sys.argv[1] if len(sys.argv) > 1 else "dao-p"
 folder = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+# Relaxed with the one, compared with the other, whose formation energies are closer (see their cards).
+judge = sys.argv[3] if len(sys.argv) > 3 else "dao-p-energy" if model == "dao-p" else model
 
 # Formation energies (eV/atom, MP2020 scheme) of the Materials Project, CC BY 4.0.
 DFT = {"KF": -2.936, "MgF2": -3.829, "KMgF3": -3.548, "K2MgF4": -3.379}
@@ -40,27 +43,29 @@ CRYSTALS = {
     ),
 }
 
-results = dict(zip(CRYSTALS, relax(list(CRYSTALS.values()), model, progress=False), strict=True))
+relaxed = [found["final_structure"] for found in relax(list(CRYSTALS.values()), model, progress=False)]
+out = Predictor(load_model(judge))(to_batch(relaxed), forces=False)
 
 # 1. A diagram of the model alone: formation energies, with the elements at zero by definition.
-entries = {name: computed_entry(found["final_structure"], found["energy"]) for name, found in results.items()}
+entries = {
+    name: computed_entry(structure, energy)
+    for name, structure, energy in zip(CRYSTALS, relaxed, out["energy"].tolist(), strict=True)
+}
 elements = element_entries(["K", "Mg", "F"])
 own = PhaseDiagram([*entries.values(), *elements])
 
 # 2. The model's energy of one phase among DFT's of the others: what a screening does. Entries of
 # `MPRester().get_entries_in_chemsys` are total energies: give their PhaseDiagram to computed_entry as
 # `references` and put the result beside them.
-cells = {name: CRYSTALS[name] for name in DFT}
-known = [computed_entry(cell, DFT[name] * len(cell)) for name, cell in cells.items()] + elements
-mixed = PhaseDiagram(known)
+known = [computed_entry(CRYSTALS[name], energy * len(CRYSTALS[name])) for name, energy in DFT.items()]
+mixed = PhaseDiagram([*known, *elements])
 
 print("eV/atom           formation   DFT    error bar   above the model's hull   above DFT's hull")
-for name, entry in entries.items():
-    atoms = len(results[name]["final_structure"])
-    bar = results[name].get("energy_uncertainty")
+bars = out.get("energy_uncertainty", torch.full((len(entries),), torch.nan)).tolist()
+for (name, entry), bar in zip(entries.items(), bars, strict=True):
     print(
-        f"{name:16s} {entry.energy_per_atom:9.3f} {DFT.get(name, float('nan')):8.3f} "
-        f"{'  (none)' if bar is None else f'{bar / atoms:8.3f}'} "
+        f"{name:16s} {entry.energy_per_atom:9.3f} {DFT.get(name, torch.nan):8.3f} "
+        f"{bar / len(entry.structure):8.3f} "
         f"{own.get_e_above_hull(entry) or 0:15.3f} "
         f"{mixed.get_decomp_and_e_above_hull(entry, allow_negative=True)[1] or 0:22.3f}"
     )

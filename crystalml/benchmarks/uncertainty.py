@@ -145,8 +145,8 @@ def _print(result: dict[str, Any]) -> None:
 
     flat = result["mean_width_90_constant"]
     show(
-        f"{result['model']}: error bars on {result['data']}, fitted on {result['fitted_on']}",
-        ["", "crystals", "MAE eV/atom", "68 % bar", *(f"in {100 * p:.0f} % bar" for p in LEVELS)],
+        f"{result['model']}: % of {result['data']} within error bars fitted on {result['fitted_on']}",
+        ["eV/atom", "crystals", "MAE", "68 % bar", *(f"in {100 * p:.0f} %" for p in LEVELS)],
         [
             (
                 name,
