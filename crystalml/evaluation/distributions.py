@@ -20,6 +20,7 @@ from crystalml.metrics.fingerprints import composition_fingerprint
 from crystalml.metrics.intervals import bootstrap_ratio
 
 Table = dict[str, list[Any]]
+Partners = NDArray[np.int64] | None  # (n,) the reference crystal each sample stands for, -1 for none
 _EMBED = 512  # crystals at a time
 
 
@@ -30,16 +31,23 @@ def rate(name: str, hits: Sequence[bool] | NDArray[np.bool_], note: str, seed: i
     return Metric(name, float(values.mean()), "%", len(values), interval, note=note)
 
 
-def geometry(table: Table, reference: Table, seed: int) -> dict[str, Metric]:
+def geometry(table: Table, reference: Table, partners: Partners, seed: int) -> dict[str, Metric]:
     """W1 of density, volume and number of elements; total variation of space groups."""
+    quantities = (
+        ("density", "density", "g/cm³"),
+        ("volume", "volume_per_atom", "Å³/atom"),
+        ("elements", "elements", ""),
+    )
     found = {
-        "density_wasserstein": _wasserstein("density", "density", "g/cm³", table, reference, seed),
-        "volume_wasserstein": _wasserstein("volume", "volume_per_atom", "Å³/atom", table, reference, seed),
-        "elements_wasserstein": _wasserstein("elements a crystal", "elements", "", table, reference, seed),
-    }
-    mine, theirs = _finite(table["spacegroup"]), _finite(reference["spacegroup"])
+        f"{name}_wasserstein": _distance(
+            f"{name}, W1", wasserstein, numbers(table[column]), numbers(reference[column]), partners, unit,
+            seed, f"Wasserstein-1 distance of {column.replace('_', ' ')}, all readable samples, unfiltered",
+        )
+        for name, column, unit in quantities
+    }  # fmt: skip
     found["spacegroup_distance"] = _distance(
-        "space groups, total variation", total_variation, mine, theirs, "%", seed,
+        "space groups, total variation", total_variation, numbers(table["spacegroup"]),
+        numbers(reference["spacegroup"]), partners, "%", seed,
         "share of samples that would need another space group (spglib, 0.1 A)",
     )  # fmt: skip
     p1 = [value == 1 for value in table["spacegroup"]]
@@ -47,36 +55,31 @@ def geometry(table: Table, reference: Table, seed: int) -> dict[str, Metric]:
     return found
 
 
-def energy(table: Table, reference: Table, model: str, seed: int) -> dict[str, Metric]:
+def energy(table: Table, reference: Table, partners: Partners, model: str, seed: int) -> dict[str, Metric]:
     """W1 of energies per atom by the named model: of all samples, and of the valid ones."""
-    theirs = _finite(reference["energy_per_atom"])
-    everything = _finite(table["energy_per_atom"])
-    pairs = zip(table["energy_per_atom"], table["valid_structure"], strict=True)
-    valid = _finite([value for value, sound in pairs if sound])
-    found: dict[str, Metric] = {}
-    if not len(theirs):
-        return found
-    if len(everything):
-        note = f"Wasserstein-1 of the energy per atom by {model}, unfiltered but for what it cannot compute"
-        found["energy_wasserstein"] = _distance(
-            "energy, all samples, W1", wasserstein, everything, theirs, "eV/atom", seed, note
-        )
-    if len(valid):
-        found["energy_valid_wasserstein"] = _distance(
-            "energy, valid structures, W1", wasserstein, valid, theirs, "eV/atom", seed, f"by {model}"
-        )
-    return found
+    theirs, mine = numbers(reference["energy_per_atom"]), numbers(table["energy_per_atom"])
+    valid = np.where([bool(sound) for sound in table["valid_structure"]], mine, np.nan)
+    note = f"Wasserstein-1 of the energy per atom by {model}, unfiltered but for what it cannot compute"
+    kinds = (("energy_wasserstein", "all samples", mine, note),
+             ("energy_valid_wasserstein", "valid structures", valid, f"by {model}"))  # fmt: skip
+    return {
+        key: _distance(f"energy, {which}, W1", wasserstein, values, theirs, partners, "eV/atom", seed, about)
+        for key, which, values, about in kinds
+        if np.isfinite(values).any() and np.isfinite(theirs).any()
+    }
 
 
-def frechet_distance(mine: Crystals, theirs: Crystals, embedder: Embedder, seed: int) -> dict[str, Metric]:
+def frechet_distance(
+    mine: Crystals, theirs: Crystals, partners: Partners, embedder: Embedder, seed: int
+) -> dict[str, Metric]:
     """Frechet distance of embedded crystals; FAD where, and only where, the embedder is ALIGNN."""
-    mine_rows, their_rows = (_embed(crystals, embedder) for crystals in (mine, theirs))
+    rows, reference = (_embed(crystals, embedder) for crystals in (mine, theirs))
     name = "FAD" if embedder.name.startswith("ALIGNN") else "Frechet distance"
     note = (
-        f"||m1 - m2||^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) of {embedder.name}, d = {mine_rows.shape[1]}; "
+        f"||m1 - m2||^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) of {embedder.name}, d = {rows.shape[1]}; "
         "comparable between equal counts and the same embedder only"
     )
-    return {"frechet": _distance(name, frechet, mine_rows, their_rows, "", seed, note)}
+    return {"frechet": _distance(name, frechet, rows, reference, partners, "", seed, note)}
 
 
 def covered(
@@ -131,33 +134,40 @@ def covered(
     }
 
 
-def _wasserstein(name: str, column: str, unit: str, table: Table, reference: Table, seed: int) -> Metric:
-    return _distance(
-        f"{name}, W1", wasserstein, _finite(table[column]), _finite(reference[column]), unit, seed,
-        f"Wasserstein-1 distance of {name}, all readable samples, unfiltered",
-    )  # fmt: skip
+def numbers(values: Sequence[Any]) -> NDArray[np.float64]:
+    """A column as an array, NaN where there is nothing."""
+    return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
 def _distance(
     name: str,
     function: Callable[[NDArray[Any], NDArray[Any]], float],
-    mine: NDArray[Any],
-    theirs: NDArray[Any],
+    mine: NDArray[np.float64],
+    theirs: NDArray[np.float64],
+    partners: Partners,
     unit: str,
     seed: int,
     note: str,
 ) -> Metric:
-    found = measure(function, mine, theirs, seed)
-    return Metric(name, found.value, unit, len(mine), found.interval, found.floor, note)
+    """The distance of the rows that are finite, with partners renumbered accordingly."""
+    good, good_reference = (np.isfinite(rows.reshape(len(rows), -1)).all(axis=1) for rows in (mine, theirs))
+    matched = None
+    if partners is not None:
+        good &= (partners >= 0) & good_reference[partners]
+        matched = (np.cumsum(good_reference) - 1)[partners[good]]
+    found = measure(function, mine[good], theirs[good_reference], seed, partners=matched)
+    return Metric(name, found.value, unit, found.count, found.interval, found.floor, note)
 
 
 def _embed(crystals: Crystals, embedder: Embedder) -> NDArray[np.float64]:
-    structures = [s for s in crystals.structures if s is not None]
-    parts = [embedder(structures[i : i + _EMBED]) for i in range(0, len(structures), _EMBED)]
+    """(n, d), rows of NaN for crystals that could not be read."""
+    places = crystals.readable
+    structures = [crystals.structures[i] for i in places]
+    parts = [
+        embedder([s for s in structures[i : i + _EMBED] if s is not None])
+        for i in range(0, len(places), _EMBED)
+    ]
     rows = np.concatenate(parts)
-    return rows[np.isfinite(rows).all(axis=1)]
-
-
-def _finite(values: Sequence[Any]) -> NDArray[np.float64]:
-    numbers = np.array([np.nan if value is None else value for value in values], np.float64)
-    return numbers[np.isfinite(numbers)]
+    out = np.full((len(crystals), rows.shape[1]), np.nan)
+    out[places] = rows
+    return out

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pymatgen.core import Composition, Structure
 
 from crystalml.errors import InputError, UnsupportedError
@@ -57,20 +59,47 @@ def match(
     return found | _polymorphs(mine, theirs, processes, seed), pairing
 
 
+def partners(mine: Crystals, theirs: Crystals) -> NDArray[np.int64] | None:
+    """(n,) the reference crystal that each sample stands for, -1 for one that cannot be read.
+
+    Its target, or the next unused crystal of its formula, provided that there is one for every sample and
+    that half of the reference is used; None where samples are no such answers, but draws of their own.
+    """
+    out = np.full(len(mine), -1, np.int64)
+    pools, pairing = _pools(mine, theirs)
+    if pairing == BY_TARGET:
+        for place, pool in enumerate(pools):
+            out[pool] = place
+        out[[i for i, structure in enumerate(mine.structures) if structure is None]] = -1
+        return out
+    free: dict[str, list[int]] = defaultdict(list)
+    for place, structure in enumerate(theirs.structures):
+        free[_formula(structure)].append(place)
+    for i in mine.readable:
+        rest = free[_formula(mine.structures[i])]
+        if not rest:
+            return None
+        out[i] = rest.pop(0)
+    return out if 2 * len(mine.readable) >= len(theirs) else None
+
+
 def _pools(mine: Crystals, theirs: Crystals) -> tuple[list[list[int]], str]:
     """For each reference crystal the places of its samples, and how they were found."""
-    if mine.targets and all(target is not None for target in mine.targets):
-        places = {name: i for i, name in enumerate(theirs.names)}
+    places = {name: i for i, name in enumerate(theirs.names)}
+    known = [target in places for target in mine.targets]
+    if known and all(known):
         if len(places) < len(theirs):
             raise InputError("ids of the reference repeat, so the samples' targets cannot be told apart")
         pools: list[list[int]] = [[] for _ in theirs.names]
         for i, target in enumerate(mine.targets):
-            if target not in places:
-                raise InputError(
-                    f"sample {mine.names[i]} is for {target!r}, which the reference does not hold"
-                )
+            assert target is not None
             pools[places[target]].append(i)
         return pools, BY_TARGET
+    if any(known):
+        i = known.index(False)
+        raise InputError(
+            f"sample {mine.names[i]} is for {mine.targets[i]!r}, which the reference does not hold"
+        )
     by_formula: dict[str, list[int]] = defaultdict(list)
     for i in mine.readable:
         by_formula[_formula(mine.structures[i])].append(i)

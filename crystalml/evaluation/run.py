@@ -228,16 +228,19 @@ class _Job:
         self, mine: Crystals, table: dict[str, list[Any]], theirs: Crystals, reference: dict[str, list[Any]]
     ) -> None:
         settings, groups = self.settings, self.groups
+        pairs = matching.partners(mine, theirs)
+        self.notes["paired_draws"] = pairs is not None
         if "distribution" in groups:
-            self.metrics |= distributions.geometry(table, reference, settings.seed)
+            self.metrics |= distributions.geometry(table, reference, pairs, settings.seed)
         if "energy" in groups:
-            self.metrics |= distributions.energy(table, reference, self.notes["energy_model"], settings.seed)
+            model = self.notes["energy_model"]
+            self.metrics |= distributions.energy(table, reference, pairs, model, settings.seed)
         if "frechet" in groups and min(len(mine.readable), len(theirs)) < 2:
             self.notes["frechet"] = "not measured: a covariance needs 2 crystals on both sides"
         elif "frechet" in groups:
             embedder: Embedder = load_embedder(settings.embedder, settings.device)
             self.notes["embedder"] = embedder.name
-            self.metrics |= distributions.frechet_distance(mine, theirs, embedder, settings.seed)
+            self.metrics |= distributions.frechet_distance(mine, theirs, pairs, embedder, settings.seed)
         if "coverage" in groups:
             self.metrics |= distributions.covered(
                 mine, table, theirs, reference, self.store, settings.cutoffs, settings.processes,

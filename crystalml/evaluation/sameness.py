@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from pymatgen.core import Composition, Structure
 
-from crystalml.evaluation.distributions import Table, rate
+from crystalml.evaluation.distributions import Table, numbers, rate
 from crystalml.evaluation.result import Metric
 from crystalml.evaluation.samples import Crystals
 from crystalml.evaluation.store import Store
@@ -57,7 +56,7 @@ def stable(
     table: Table, hull: HullTable, limit: float, model: str, processes: int, seed: int, progress: bool
 ) -> dict[str, Metric]:
     """Energies above the hull, shares below thresholds, and S.U.N. where the other two are known."""
-    energies = _numbers(table.get("relaxed_energy_per_atom") or table["energy_per_atom"])
+    energies = numbers(table.get("relaxed_energy_per_atom") or table["energy_per_atom"])
     formulas = [Composition(name) if name else Composition("H") for name in table["formula"]]
     energies[[name is None for name in table["formula"]]] = np.nan
     done = 0
@@ -100,7 +99,3 @@ def stable(
 
 def _median(values: np.ndarray) -> float:
     return float(np.median(values))
-
-
-def _numbers(values: Sequence[Any]) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in values], np.float64)

@@ -75,20 +75,29 @@ def measure(
     reference: Array,
     seed: int = 0,
     draws: int = 200,
+    partners: NDArray[np.int64] | None = None,
 ) -> Distance:
-    """A distance with its bootstrap interval (both samples redrawn) and its floor."""
+    """A distance with its bootstrap interval and its floor.
+
+    Both samples are redrawn, independently. partners: (n,) the row of the reference that each value was made
+    for, if they were: then they are redrawn together, as draws apart would add a distance that is not there.
+    """
     floor = None
     if len(reference) >= 4:
         order = np.random.default_rng(seed).permutation(len(reference))
         half = len(reference) // 2
         floor = distance(reference[order[:half]], reference[order[half:]])
-    return Distance(
-        distance(values, reference),
-        bootstrap(distance, values, reference, seed=seed, draws=draws, least=0.0),
-        floor,
-        len(values),
-        len(reference),
-    )
+    value = distance(values, reference)
+    if partners is None:
+        interval = bootstrap(distance, values, reference, seed=seed, draws=draws, least=0.0)
+    else:
+        made_for = reference[partners]
+
+        def paired(rows: NDArray[np.int64]) -> float:
+            return distance(values[rows], made_for[rows])
+
+        interval = bootstrap(paired, np.arange(len(values)), seed=seed, draws=draws, least=0.0)
+    return Distance(value, interval, floor, len(values), len(reference))
 
 
 def _triangle(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -97,9 +97,27 @@ def test_targets_pair_samples_with_the_reference(judge, salts) -> None:
     found = judge(drawn, salts, metrics=["match"])
     assert found.settings["pairing"] == "by target id"
     assert found["match_rate_1"].value == 2 / 5
+    assert found.settings["paired_draws"]
     drawn[0].properties["target"] = "nobody"
     with pytest.raises(InputError, match="'nobody'"):
         judge(drawn, salts, metrics=["match"])
+
+
+def test_answers_to_the_reference_are_told_from_draws_of_their_own(judge, samples, salts) -> None:
+    from crystalml.evaluation.matching import partners
+    from crystalml.evaluation.samples import read_crystals
+
+    reference = read_crystals(salts)
+    assert partners(read_crystals([*salts[::-1], None]), reference).tolist() == [4, 3, 2, 1, 0, -1]
+    assert partners(read_crystals([salts[0], salts[0]]), reference) is None  # one NaCl only
+    assert partners(read_crystals(salts[:1]), reference) is None  # four targets without a sample
+    assert partners(read_crystals(samples), reference) is None
+    moved = [s.copy() for s in salts]
+    for salt in moved:
+        salt.scale_lattice(1.1 * salt.volume)
+    found = judge([*moved, None], salts, metrics=["distribution"])
+    low, high = found["volume_wasserstein"].interval
+    assert found.settings["paired_draws"] and low <= found["volume_wasserstein"].value <= high
 
 
 def test_a_stopped_evaluation_goes_on_and_says_the_same(judge, samples, salts, tmp_path, monkeypatch) -> None:
