@@ -179,24 +179,29 @@ class StructureGenerator:
         )  # fmt: skip
         single = isinstance(composition, str | Composition | Mapping)
         wanted: list[Any] = [composition] if single else list(composition)  # type: ignore[arg-type]
-        reader = Reader(
-            self.atlas, self.model.card, wish.known_types, formula_units, min_atoms, max_atoms
-        )  # fmt: skip
+        sizes = (formula_units, min_atoms, max_atoms)
+        reader = Reader(self.atlas, self.model.card, wish.known_types, *sizes)
+        answers, paths = self._sample(wanted, wish, reader)
+        answer = (answers[0], paths[0]) if single else (answers, paths)
+        return answer if return_trajectory else answer[0]
+
+    def _sample(
+        self, wanted: Sequence[Any], wish: Wish, reader: Reader
+    ) -> tuple[list[Samples], list[list[list[Structure]]]]:
+        """The structures of each composition wanted, and the way to each; `report` counts them."""
         groups = [group for i, item in enumerate(wanted) for group in reader.groups(item, i, wish.n)]
         for group in groups:
             wish.fixed.check(group.drawn)
         self.report = SampleReport()
-        found = self._answer(groups, wish)
         answers: list[Samples] = [Samples() for _ in wanted]
         paths: list[list[list[Structure]]] = [[] for _ in wanted]
-        for group, items in zip(groups, found, strict=True):
+        for group, items in zip(groups, self._answer(groups, wish), strict=True):
             for structure, frames in self._ordered(items, wish):
                 answers[group.owner].append(structure)
                 paths[group.owner].append(frames)
         self.report.returned = sum(map(len, answers))
         self.report.missing = max(0, self.report.requested - self.report.returned - self.report.duplicates)
-        answer = (answers[0], paths[0]) if single else (answers, paths)
-        return answer if return_trajectory else answer[0]
+        return answers, paths
 
     def _answer(self, groups: Sequence[Group], wish: Wish) -> list[list[Answer]]:
         """For every group what was found, prototypes first, then diffusion for what they left open."""

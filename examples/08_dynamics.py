@@ -1,6 +1,6 @@
 """Molecular dynamics of rock salt with ASE: what NVE conserves at three time steps, and NVT at 300 K.
 
-Run: python examples/08_dynamics.py [model] [folder for the picture] [picoseconds, default 0.5]
+Run: python examples/08_dynamics.py [model] [folder for the picture] [picoseconds, default 0.1]
 """
 
 import sys
@@ -18,7 +18,7 @@ from crystalml import DaoCalculator, relax
 
 calculator = DaoCalculator(*sys.argv[1:2], device="cpu", dtype="float64")
 folder = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-DURATION = 1000 * units.fs * (float(sys.argv[3]) if len(sys.argv) > 3 else 0.5)
+DURATION = 1000 * units.fs * (float(sys.argv[3]) if len(sys.argv) > 3 else 0.1)
 
 
 def crystal(temperature: float) -> Atoms:

@@ -19,7 +19,8 @@ from crystalml.training.checkpoint import save_model
 
 COMMANDS = [
     ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"], ["calibrate"],
-    ["check-calculator"], ["featurize"], ["pack-csd"], ["benchmark", "matbench"], ["plot", "parity"], ["plot", "curves"], ["plot", "map"], ["evaluate"], ["hull"], ["hull-table"], ["finetune"], ["predict"],
+    ["check-calculator"], ["featurize"], ["finetune"], ["predict"], ["pack-csd"], ["evaluate"], ["hull"],
+    ["hull-table"], ["plot", "parity"], ["plot", "curves"], ["plot", "map"], ["benchmark", "matbench"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
     ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"],
     ["benchmark", "frechet"], ["benchmark", "crysdiff"],
@@ -80,8 +81,10 @@ def test_seed_and_device_everywhere_they_mean_something(run):
     for command in COMMANDS:
         text = run(*command, "--help").output
         without = (["models"], ["pack"], ["check-calculator"], ["benchmark", "prototypes"], ["hull-table"])
+        without += (["pack-csd"], ["plot", "parity"], ["plot", "curves"], ["plot", "map"])
         assert ("--device" in text) == (command not in without)
-        seedless = (["models"], ["relax"], ["calibrate"], ["predict"], ["hull-table"])
+        seedless = (["models"], ["relax"], ["calibrate"], ["predict"], ["hull-table"], ["pack-csd"])
+        seedless += (["plot", "parity"], ["plot", "curves"])
         assert ("--seed" in text) == (command not in seedless)
 
 

@@ -84,15 +84,11 @@ def run(
         for n in scaling:
             large[n] = _single(teams[:1], salt(n), folder, min(repeats, 3))["crystalml"]
             bar.advance(1)
+    chosen = Path(crystals).name if crystals else "structure types"
     result = {
-        **{"benchmark": "potential-speed", "model": model, "threads": threads},
-        "single": single,
-        "relaxations": relaxations,
-        "crystals": Path(crystals).name if crystals else "structure types",
-        "fmax": fmax,
-        "relax": relaxed,
-        "scaling": large,
-        "environment": environment(where),
+        **{"benchmark": "potential-speed", "model": model, "threads": threads, "single": single},
+        **{"relaxations": relaxations, "crystals": chosen, "fmax": fmax, "relax": relaxed},
+        **{"scaling": large, "environment": environment(where)},
     }
     if out is not None:
         write_json(Path(out), result)
