@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -62,38 +62,55 @@ def run(
     unmeasured; medians are in the JSON. Memory is the process's peak above that of one after its first call.
     Raises InputError.
     """
-    _check(repeats, threads, relaxations, scaling)
+    if min(repeats, threads) < 1 or relaxations < 0 or not set(scaling) <= set(_EDGES):
+        raise InputError(
+            f"repeats and threads must be at least 1, relaxations at least 0 and scaling among "
+            f"{sorted(_EDGES)}, not {repeats}, {threads}, {relaxations} and {list(scaling)}"
+        )
     where = pick_device(device)
     field = {"crystalml": sys.executable} | ({"matgl": sys.executable} if matgl else {})
     field |= {} if chgnet_python is None else {"chgnet": str(chgnet_python)}
     starts = disturbed(relaxations, crystals, seed)
+    result: dict[str, Any] = {
+        "benchmark": "potential-speed",
+        "model": model,
+        "threads": threads,
+        "relaxations": f"{relaxations} of {Path(crystals).name if crystals else 'structure types'}",
+        "fmax": fmax,
+        **_times(field, (model, where.type, threads), repeats, starts, (fmax, max_steps), scaling, progress),
+        "environment": environment(where),
+    }
+    if out is not None:
+        write_json(Path(out), result)
+    _print(result)
+    return result
+
+
+def _times(
+    field: dict[str, str],
+    settings: tuple[str, str, int],
+    repeats: int,
+    starts: list[Atoms],
+    ends: tuple[float, int],
+    scaling: Sequence[int],
+    progress: bool,
+) -> dict[str, Any]:
+    """Start everybody (name -> interpreter; settings: model, device, threads) and let them take turns."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        teams = [
-            stack.enter_context(Process(name, python, model, where.type, threads))
-            for name, python in field.items()
-        ]
+        teams = [stack.enter_context(Process(name, python, *settings)) for name, python in field.items()]
         bar = stack.enter_context(ProgressBar(progress, "timing"))
         bar.add(len(SIZES) + len(scaling) + 1)
         single, large = {}, {}
         for n in SIZES:
             single[n] = _single(teams, salt(n), folder, repeats)
             bar.advance(1)
-        relaxed = _relax(teams, starts, folder, fmax, max_steps)
+        relaxed = _relax(teams, starts, folder, *ends)
         bar.advance(1)
         for n in scaling:
             large[n] = _single(teams[:1], salt(n), folder, min(repeats, 3))["crystalml"]
             bar.advance(1)
-    chosen = Path(crystals).name if crystals else "structure types"
-    result = {
-        **{"benchmark": "potential-speed", "model": model, "threads": threads, "single": single},
-        **{"relaxations": relaxations, "crystals": chosen, "fmax": fmax, "relax": relaxed},
-        **{"scaling": large, "environment": environment(where)},
-    }
-    if out is not None:
-        write_json(Path(out), result)
-    _print(result)
-    return result
+    return {"single": single, "relax": relaxed, "scaling": large}
 
 
 class Process:
@@ -234,7 +251,7 @@ def _print(result: dict[str, Any]) -> None:
     if result["relax"]:
         own = result["relax"]["crystalml"]["seconds"]
         show(
-            f"{result['relaxations']} crystals ({result['crystals']}) to {result['fmax']} eV/A",
+            f"Relaxation of {result['relaxations']} to {result['fmax']} eV/A",
             ["", "seconds", "converged", "steps", "times crystalml"],
             [
                 (
