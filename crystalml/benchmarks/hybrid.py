@@ -16,7 +16,7 @@ from crystalml.benchmarks.report import environment, pick_device
 from crystalml.benchmarks.targets import choose, read_test, structures
 from crystalml.hybrid.predict import Denoising, Hybrid, Request
 from crystalml.hybrid.rank import FEATURES, Ranker, features
-from crystalml.hybrid.refine import Refined
+from crystalml.hybrid.refine import Judged
 from crystalml.journal import Journal, write_json
 from crystalml.metrics.match import TargetMatches, compare, score
 from crystalml.metrics.validity import is_valid_composition
@@ -38,7 +38,7 @@ class Setup:
     potential: str | Path | None = "dao-p"
     ranker: str | Path | None = None
     pool: int = 40
-    relax_steps: int = 25
+    relax_steps: int = 15
     noise_level: float = 0.0
     model: str | Path = "dao-g"
     solver: Solver = "heun"
@@ -58,7 +58,8 @@ class Setup:
             denoising = Denoising(denoiser, solver(self.solver, noise, self.steps, start), seed)
             settings["denoiser_weights"] = fingerprint(denoiser)
         ranker = None if self.ranker is None else Ranker.load(self.ranker)
-        return Hybrid(atlas, potential, ranker, self.pool, self.relax_steps, denoising), settings
+        hybrid = Hybrid(atlas, potential, ranker, self.pool, self.relax_steps, denoising=denoising)
+        return hybrid, settings
 
 
 def run(
@@ -82,8 +83,8 @@ def run(
 
     A target gives the composition of its cell and nothing else. Stopped, the same call goes on; a larger n
     does only what is missing. benchmark, same_formula: as in `benchmarks.prototypes`. table=True writes the
-    features of all proposals and how each compares with the target to `out`/proposals.jsonl, before and after
-    relaxation: what `fit-ranker` reads; take validation crystals. Writes `out`/matches.jsonl and
+    features of all proposals and how each compares with the target to `out`/proposals.jsonl, what
+    `crystalml fit-ranker` reads; take validation crystals for it. Writes `out`/matches.jsonl and
     `out`/result.json, and returns the latter.
     """
     if gated:
@@ -106,12 +107,12 @@ def run(
             truths = structures(part)
             begin = time.perf_counter()
             requests = [Request([_content(truth)], same_formula=same_formula) for truth in truths]
-            refined = hybrid.refine([hybrid.propose(r, max(hybrid.pool, *shots)) for r in requests])
-            answers = [hybrid.choose(items, max(shots)) for items in refined]
+            judged = hybrid.judge([hybrid.propose(r, max(hybrid.pool, *shots)) for r in requests])
+            answers = hybrid.choose([hybrid.ranked(row) for row in judged], max(shots))
             seconds = (time.perf_counter() - begin) / len(truths)
             rows = list(_matches(part.ids, answers, truths, max(shots), gated, processes))
             if table:
-                notes.append(_proposals(part.ids, refined, truths, processes))
+                notes.append(_proposals(part.ids, judged, truths, processes))
             journal.append({**row, "seconds": seconds} for row in rows)
             done |= {row["id"]: {**row, "seconds": seconds} for row in rows}
             bar.advance(len(truths))
@@ -136,19 +137,16 @@ def _matches(
 
 
 def _proposals(
-    ids: Sequence[str], refined: Sequence[Sequence[Refined]], truths: Sequence[Structure], processes: int
+    ids: Sequence[str], judged: Sequence[Sequence[Judged]], truths: Sequence[Structure], processes: int
 ) -> Iterator[dict[str, Any]]:
-    """Per target the features of its proposals, and their rms to it before and after relaxation."""
-    both = [[*(r.start for r in row), *(r.structure for r in row)] for row in refined]
-    for name, row, match in zip(ids, refined, compare(both, truths, False, processes), strict=True):
-        count = len(row)
+    """Per target the features of its proposals and their rms to it."""
+    structures = [[item.structure for item in row] for row in judged]
+    for name, row, match in zip(ids, judged, compare(structures, truths, False, processes), strict=True):
         yield {
             "id": name,
             "features": [[round(v, 5) for v in x] for x in features(row).tolist()] if row else [],
             "names": list(FEATURES),
-            "space_groups": [r.structure.properties["space_group"] for r in row],
-            "before": match.rms[:count],
-            "after": match.rms[count:],
+            "rms": match.rms,
         }
 
 

@@ -1,17 +1,17 @@
-"""The pipeline: proposals of the atlas, denoised if asked for, relaxed in a batch, ranked, all different."""
+"""The pipeline: proposals of the atlas, denoised if asked for, ranked, the best relaxed, all different."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import exp
 
 import numpy as np
 from pymatgen.core import Structure
 
 from crystalml.hybrid.rank import Ranker
-from crystalml.hybrid.refine import Refined, denoise_all, relax_all, unrefined
+from crystalml.hybrid.refine import Judged, Trust, denoise_all, judge_all, relax_all
 from crystalml.models.model import CrystalModel
 from crystalml.predict import Predictor
 from crystalml.prototypes import PrototypeAtlas
@@ -61,24 +61,26 @@ class Denoising:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """Known prototypes, refined and ranked.
+    """Known prototypes, ranked by chemistry and energy, and relaxed.
 
-    potential: relaxes proposals and tells their energies; None leaves them as the atlas gives them. ranker:
-    None is the shipped one with a potential, chemical likeness alone without. pool: how many proposals a
-    request are looked at, or as many as are asked for if that is more. relax_steps: most steps of relaxation.
+    potential: tells the energies of proposals and relaxes the answers; None leaves them as the atlas gives
+    them. ranker: None is the shipped one with a potential, chemical likeness alone without. pool: how many
+    proposals of a request are looked at, or as many as are asked for if that is more. relax_steps: most
+    steps of relaxation, 0 for none. trust: how far it may lead.
     """
 
     atlas: PrototypeAtlas
     potential: Predictor | None = None
     ranker: Ranker | None = None
     pool: int = POOL
-    relax_steps: int = 25
+    relax_steps: int = 15
+    trust: Trust = field(default_factory=Trust)
     denoising: Denoising | None = None
 
     def __call__(self, requests: Sequence[Request], n: int) -> list[list[Structure]]:
         """Up to n structures of each request, likeliest first, all different."""
-        pools = [self.propose(request, max(n, self.pool)) for request in requests]
-        return [self.choose(refined, n) for refined in self.refine(pools)]
+        judged = self.judge([self.propose(request, max(n, self.pool)) for request in requests])
+        return self.choose([self.ranked(row) for row in judged], n)
 
     def propose(self, request: Request, most: int) -> list[Structure]:
         """The atlas's proposals, likeliest by chemistry first, all different."""
@@ -92,47 +94,55 @@ class Hybrid:
                     break
         return found
 
-    def refine(self, pools: Sequence[Sequence[Structure]]) -> list[list[Refined]]:
-        """Each pool denoised and relaxed; everything goes through the networks in common batches."""
+    def judge(self, pools: Sequence[Sequence[Structure]]) -> list[list[Judged]]:
+        """The proposals, denoised if that is asked for, with energies; all in common batches."""
         flat = [structure for pool in pools for structure in pool]
         if self.denoising is not None and flat:
             flat = self.denoising(flat)
-        if self.potential is None or not self.relax_steps:
-            refined = [unrefined(structure) for structure in flat]
-        else:
-            refined = relax_all(flat, self.potential, self.relax_steps)
+        judged = [Judged(s) for s in flat] if self.potential is None else judge_all(flat, self.potential)
         ends = np.cumsum([len(pool) for pool in pools]).tolist()
-        return [refined[end - len(pool) : end] for end, pool in zip(ends, pools, strict=True)]
+        return [judged[end - len(pool) : end] for end, pool in zip(ends, pools, strict=True)]
 
-    def ranked(self, refined: Sequence[Refined]) -> list[tuple[float, Refined]]:
-        """(log probability, proposal), likeliest first."""
-        if not refined:
+    def ranked(self, judged: Sequence[Judged]) -> list[Structure]:
+        """The proposals of one request, likeliest first, with rank_score, the log of their probability."""
+        if not judged:
             return []
         ranker = self.ranker or (Ranker.by_score() if self.potential is None else Ranker.default())
-        shares = ranker.log_probabilities(refined)
-        order = np.argsort(-shares, kind="stable").tolist()
-        return [(float(shares[k]), refined[k]) for k in order]
+        shares = ranker.log_probabilities(judged)
+        out = []
+        for k in np.argsort(-shares, kind="stable").tolist():
+            structure = judged[k].structure
+            share = float(shares[k])
+            structure.properties.update(
+                strategy="hybrid", rank_score=share, probability=exp(share), energy_per_atom=judged[k].energy,
+                relaxed=False, relax_steps=0,
+            )  # fmt: skip
+            structure.properties.setdefault("noise_level", 0.0)
+            out.append(structure)
+        return out
 
-    def choose(self, refined: Sequence[Refined], n: int) -> list[Structure]:
-        """The n likeliest that differ; if there are fewer, geometries before relaxation fill up."""
-        ranked = self.ranked(refined)
-        answers: list[Structure] = []
-        new = Distinct()
-        forms = [(share, item, item.structure) for share, item in ranked]
-        forms += [(share, replace(item, energy=item.start_energy), item.start) for share, item in ranked]
-        for share, item, form in forms:
-            if len(answers) == n:
-                break
-            if new(form):
-                structure = form.copy()
-                structure.properties.update(
-                    strategy="hybrid",
-                    rank_score=share,
-                    probability=exp(share),
-                    energy_per_atom=item.energy,
-                    relax_steps=item.steps if form is item.structure else 0,
-                    index=len(answers),
-                )
-                structure.properties.setdefault("noise_level", 0.0)
-                answers.append(structure)
+    def choose(self, ranked: Sequence[Sequence[Structure]], n: int) -> list[list[Structure]]:
+        """The n likeliest of each request, relaxed; if there are fewer, the starts of relaxations follow."""
+        best = [list(row[:n]) for row in ranked]
+        relaxed = [structure for row in best for structure in row]
+        if self.potential is not None and self.relax_steps and relaxed:
+            relaxed = relax_all(relaxed, self.potential, self.relax_steps, trust=self.trust)
+        answers, place = [], 0
+        for row, all_of_it in zip(best, ranked, strict=True):
+            ends = relaxed[place : place + len(row)]
+            place += len(row)
+            answers.append(distinct([*ends, *all_of_it[n:], *row], n))
         return answers
+
+
+def distinct(structures: Iterable[Structure], n: int) -> list[Structure]:
+    """The first n that differ, numbered by the property index."""
+    new = Distinct()
+    found: list[Structure] = []
+    for structure in structures:
+        if len(found) == n:
+            break
+        if new(structure):
+            structure.properties["index"] = len(found)
+            found.append(structure)
+    return found

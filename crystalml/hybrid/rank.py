@@ -21,19 +21,15 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from crystalml.errors import FileReadError, InputError
-from crystalml.hybrid.refine import Refined
+from crystalml.hybrid.refine import Judged
 
 Array = NDArray[Any]
 
 FEATURES = {
     "score": "log share by chemical likeness",
-    "gap": "energy after relaxation above the lowest of the request, eV/atom, at most 0.5",
+    "gap": "energy above the lowest proposal's, eV/atom, at most 0.5",
     "low": "exp(-gap / 0.02 eV/atom)",
-    "start gap": "the same as gap before relaxation",
-    "shift": "displacement while relaxing over (V/N)^(1/3), at most 0.5",
-    "strain": "change of shape while relaxing, at most 0.3",
-    "swelling": "absolute log of the change of volume, at most 0.5",
-    "rough": "1 where forces stayed above 0.1 eV/A",
+    "force": "root mean square force, eV/A, at most 2",
     "lost": "1 where the potential had no answer",
     "merged": "1 where one element holds two colours",
     "split": "1 where two elements share one colour",
@@ -42,38 +38,25 @@ FEATURES = {
 DEFAULT = Path(__file__).parent / "ranker.json"
 
 
-def features(proposals: Sequence[Refined]) -> Array:
+def features(proposals: Sequence[Judged]) -> Array:
     """(m, k) FEATURES of the proposals of one request; energies count only where the potential gave them."""
     energy = np.array([item.energy for item in proposals])
-    start = np.array([item.start_energy for item in proposals])
-    known = np.isfinite(energy) & np.isfinite(start)
-    gap, start_gap = _above_lowest(energy, known), _above_lowest(start, known)
-
-    def bounded(values: Sequence[float], most: float) -> Array:
-        return np.where(known, np.minimum(np.abs(np.array(values)), most), 0.0)
-
+    known = np.isfinite(energy)
+    lowest = energy[known].min() if known.any() else 0.0
+    gap = np.where(known, np.minimum(energy - lowest, 0.5), 0.0)
+    force = np.array([item.force for item in proposals])
     properties = [item.structure.properties for item in proposals]
     columns = {
         "score": np.array([p["score"] for p in properties]),
         "gap": gap,
         "low": np.where(known, np.exp(-gap / 0.02), 0.0),
-        "start gap": start_gap,
-        "shift": bounded([item.shift for item in proposals], 0.5),
-        "strain": bounded([item.strain for item in proposals], 0.3),
-        "swelling": bounded([item.swelling for item in proposals], 0.5),
-        "rough": np.where(known, np.array([item.fmax for item in proposals]) > 0.1, 0.0),
+        "force": np.where(known, np.minimum(force, 2.0), 0.0),
         "lost": np.where(known, 0.0, float(known.any())),
         "merged": np.array([p["derived"] == "merged" for p in properties], float),
         "split": np.array([p["derived"] == "split" for p in properties], float),
         "supercell": np.array([p["supercell"] > 1 for p in properties], float),
     }
     return np.stack([columns[name] for name in FEATURES], 1)
-
-
-def _above_lowest(energy: Array, known: Array) -> Array:
-    if not known.any():
-        return np.zeros(len(energy))
-    return np.where(known, np.minimum(energy - energy[known].min(), 0.5), 0.0)
 
 
 @dataclass(frozen=True)
@@ -89,7 +72,7 @@ class Ranker:
                 f"a ranker needs a weight for each of {list(FEATURES)}, not {list(self.weights)}"
             )
 
-    def log_probabilities(self, proposals: Sequence[Refined]) -> Array:
+    def log_probabilities(self, proposals: Sequence[Judged]) -> Array:
         """(m,) log P of each proposal of one request."""
         return self.log_shares(features(proposals))
 
@@ -117,7 +100,7 @@ class Ranker:
     @staticmethod
     @cache
     def default() -> Ranker:
-        """The ranker shipped with the package, for proposals relaxed with the shipped potential."""
+        """The ranker shipped with the package, for energies of the shipped potential."""
         return Ranker.load(DEFAULT)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Refine proposals: noise them partly and denoise them again, relax them with a potential."""
+"""What networks do to proposals: tell their energy, noise them partly and denoise them, relax them."""
 
 from __future__ import annotations
 
@@ -23,43 +23,61 @@ from crystalml.sample.base import Sampler, last
 
 
 @dataclass(frozen=True)
-class Refined:
-    """A relaxed proposal and what relaxing it took. start: the proposal before.
+class Judged:
+    """A proposal as the potential sees it: eV/atom, and the root mean square force in eV/A.
 
-    energy, start_energy: eV/atom after and before. fmax: eV/A at the end. shift: root mean square
-    displacement over (V/N)^(1/3). strain: largest entry of |log(L_0^-1 L)|'s symmetric part without its mean,
-    that is, of shape; swelling: log of the volume's growth. All NaN and the start itself where the potential
-    has no answer.
+    Both are NaN where no potential was asked or it had no answer.
     """
 
     structure: Structure
-    start: Structure
-    energy: float
-    start_energy: float
-    fmax: float
-    steps: int
-    shift: float
-    strain: float
-    swelling: float
+    energy: float = math.nan
+    force: float = math.nan
 
 
-def unrefined(structure: Structure) -> Refined:
-    """A proposal that no potential has seen."""
-    nan = math.nan
-    return Refined(structure, structure, nan, nan, nan, 0, nan, nan, nan)
+@dataclass(frozen=True)
+class Trust:
+    """How far a relaxation may lead away from its start and still be believed.
+
+    A potential's minimum far from a known structure is oftener its own mistake than the crystal. shift: root
+    mean square displacement over (V/N)^(1/3). strain: greatest change of shape, |log stretch| less its mean.
+    swelling: |log of the volume ratio|. Measured on validation crystals, see docs/generate.md.
+    """
+
+    shift: float = 0.1
+    strain: float = 0.04
+    swelling: float = 0.25
+
+
+def judge_all(structures: Sequence[Structure], potential: Predictor) -> list[Judged]:
+    """Energies and forces of all structures as they are, in batches."""
+    if not structures:
+        return []
+    x = to_batch(list(structures))
+    out = potential(x)
+    square = out["forces"].double().cpu().square().sum(-1)
+    index = x.index.cpu()
+    force = (torch.zeros(len(x)).double().index_add(0, index, square) / x.num_atoms.cpu()).sqrt()
+    rows = zip(structures, out["energy_per_atom"].tolist(), force.tolist(), strict=True)
+    return [Judged(s, e, f) if math.isfinite(e) and math.isfinite(f) else Judged(s) for s, e, f in rows]
 
 
 def relax_all(
-    structures: Sequence[Structure], potential: Predictor, steps: int = 20, fmax: float = 0.03
-) -> list[Refined]:
-    """Relax atoms and cells in one batch with L-BFGS, each structure within its space group."""
-    settings = RelaxSettings(fmax=fmax, max_steps=steps, fix_symmetry=True, trajectory=True)
+    structures: Sequence[Structure],
+    potential: Predictor,
+    steps: int = 20,
+    fmax: float = 0.03,
+    trust: Trust | None = None,
+) -> list[Structure]:
+    """Atoms and cells relaxed in one batch with L-BFGS, each structure within its space group.
+
+    One that leaves the trusted region comes back as it was. `properties` then hold relaxed (bool),
+    relax_steps and energy_per_atom.
+    """
+    region = trust or Trust()
+    settings = RelaxSettings(fmax=fmax, max_steps=steps, fix_symmetry=True)
     crystals = [to_batch(structure, dtype=torch.float64) for structure in structures]
-    relaxer = BatchRelaxer(potential, settings, room=1024)
-    found: dict[int, Refined] = {}
-    for place, result in relaxer.run(crystals):
-        found[place] = _refined(structures[place], crystals[place], result)
-    return [found[place] for place in range(len(structures))]
+    found = dict(BatchRelaxer(potential, settings, room=1024).run(crystals))
+    return [_kept(s, c, found[i], region) for i, (s, c) in enumerate(zip(structures, crystals, strict=True))]
 
 
 def denoise_all(
@@ -77,36 +95,36 @@ def denoise_all(
         out = last(sampler.trajectory(model.denoise, x[group], keys[group]))
         parts |= dict(zip(group.tolist(), out.to("cpu", torch.float64).split(), strict=True))
     return [
-        _as_structure(parts[i], structure) if bool(parts[i].frac.isfinite().all()) else structure
+        _as_structure(parts[i], structure) if _is_crystal(parts[i]) else structure
         for i, structure in enumerate(structures)
     ]
 
 
-def _refined(start: Structure, crystal: CrystalBatch, result: Relaxed) -> Refined:
-    count = float(crystal.num_atoms)
-    if result.error is not None or not math.isfinite(result.energy):
-        return unrefined(start)
+def _kept(start: Structure, crystal: CrystalBatch, result: Relaxed, trust: Trust) -> Structure:
     end = result.crystal
-    strain, swelling = _deformation(crystal.lattice[0], end.lattice[0])
-    shift = remove_mean(logmap(end.frac - crystal.frac), end.index, end.num_atoms) @ end.lattice[0]
-    size = float(end.volume) / count
-    return Refined(
-        structure=_as_structure(end, start),
-        start=start,
-        energy=result.energy / count,
-        start_energy=result.frames[0].energy / count,
-        fmax=result.fmax,
-        steps=result.steps,
-        shift=float(shift.square().sum(-1).mean().sqrt()) / size ** (1 / 3),
-        strain=strain,
-        swelling=swelling,
+    good = result.error is None and math.isfinite(result.energy) and within(crystal, end, trust)
+    structure = _as_structure(end, start) if good else start.copy()
+    structure.properties.update(relaxed=good, relax_steps=result.steps if good else 0)
+    if good:
+        structure.properties["energy_per_atom"] = result.energy / float(crystal.num_atoms)
+    return structure
+
+
+def within(start: CrystalBatch, end: CrystalBatch, trust: Trust) -> bool:
+    """Whether a crystal's end is in the trusted region around its start."""
+    stretch = torch.linalg.svdvals(torch.linalg.solve(start.lattice[0], end.lattice[0])).log()
+    shift = remove_mean(logmap(end.frac - start.frac), end.index, end.num_atoms) @ end.lattice[0]
+    size = (float(end.volume) / float(end.num_atoms)) ** (1 / 3)
+    return (
+        float(shift.square().sum(-1).mean().sqrt()) <= trust.shift * size
+        and float((stretch - stretch.mean()).abs().max()) <= trust.strain
+        and abs(float(stretch.sum())) <= trust.swelling
     )
 
 
-def _deformation(before: Tensor, after: Tensor) -> tuple[float, float]:
-    """(greatest shape strain, log of the volume ratio)."""
-    stretch = torch.linalg.svdvals(torch.linalg.solve(before, after)).log()
-    return float((stretch - stretch.mean()).abs().max()), float(stretch.sum())
+def _is_crystal(x: CrystalBatch) -> bool:
+    finite: Tensor = x.frac.isfinite().all() & x.lattice.isfinite().all()
+    return bool(finite) and float(x.volume) > 1.0
 
 
 def _as_structure(x: CrystalBatch, start: Structure) -> Structure:

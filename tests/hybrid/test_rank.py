@@ -1,0 +1,105 @@
+"""The ranker learns what decides, says probabilities, and refuses what it cannot read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from crystalml.errors import FileReadError, InputError
+from crystalml.hybrid.rank import FEATURES, Ranker, features, fit_ranker
+from crystalml.hybrid.refine import Judged
+
+NAMES = list(FEATURES)
+
+
+def proposal(
+    score: float, energy: float = float("nan"), force: float = 0.0, derived: str = "direct"
+) -> Judged:
+    salt = Structure(Lattice.cubic(4.0), ["Na"], [[0, 0, 0]])
+    salt.properties = {"score": score, "derived": derived, "supercell": 1}
+    return Judged(salt, energy, force)
+
+
+def test_features_are_what_they_say() -> None:
+    x = features([proposal(-1.0, -3.0, 0.5), proposal(-2.0, -2.9, 3.0, "split"), proposal(-3.0)])
+    column = dict(zip(NAMES, x.T, strict=True))
+    np.testing.assert_allclose(column["score"], [-1, -2, -3])
+    np.testing.assert_allclose(column["gap"], [0, 0.1, 0], atol=1e-12)
+    np.testing.assert_allclose(column["low"], [1, np.exp(-5), 0])
+    np.testing.assert_allclose(column["force"], [0.5, 2, 0])
+    np.testing.assert_allclose(column["lost"], [0, 0, 1])
+    np.testing.assert_allclose(column["split"], [0, 1, 0])
+    assert not features([proposal(-1.0)])[:, 1:].any()  # without a potential only chemistry speaks
+
+
+def test_an_energy_zero_does_not_matter() -> None:
+    ranker = Ranker(dict.fromkeys(NAMES, 1.0))
+    low = ranker.log_probabilities([proposal(-1, -3.0), proposal(-2, -2.5)])
+    high = ranker.log_probabilities([proposal(-1, 7.0), proposal(-2, 7.5)])
+    np.testing.assert_allclose(low, high)
+    assert np.exp(low).sum() == pytest.approx(1)
+
+
+def choices(
+    rng: np.random.Generator, weights: np.ndarray, targets: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Targets whose one match is drawn from the model itself."""
+    out = []
+    for _ in range(targets):
+        x = rng.normal(size=(12, len(NAMES)))
+        p = np.exp(x @ weights)
+        y = np.zeros(12, bool)
+        y[rng.choice(12, p=p / p.sum())] = True
+        out.append((x, y))
+    return out
+
+
+def test_the_fit_recovers_the_weights_of_its_own_model() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.array([1.0, -2.0, 0.5, 0.0, 0.0, -1.0, -0.5, 0.0])
+    found = fit_ranker(choices(rng, truth, 1500), ridge=1e-6)
+    np.testing.assert_allclose([found.weights[name] for name in NAMES], truth, atol=0.2)
+
+
+def test_fitted_probabilities_are_calibrated() -> None:
+    rng = np.random.default_rng(1)
+    truth = np.array([1.0, -2.0, 0.5, 0.3, 0.0, -1.0, -0.5, 0.0])
+    ranker = fit_ranker(choices(rng, truth, 1000), ridge=1e-6)
+    said, right = [], []
+    for x, y in choices(rng, truth, 2000):
+        p = np.exp(ranker.log_shares(x))
+        said.append(p.max())
+        right.append(y[p.argmax()])
+    for low, high in ((0.2, 0.5), (0.5, 0.8), (0.8, 1.0)):
+        some = [k for k, p in enumerate(said) if low <= p < high]
+        assert np.mean([right[k] for k in some]) == pytest.approx(np.mean([said[k] for k in some]), abs=0.06)
+
+
+def test_what_does_not_vary_gets_no_weight() -> None:
+    rng = np.random.default_rng(2)
+    table = choices(rng, np.ones(len(NAMES)), 200)
+    for x, _ in table:
+        x[:, 3] = 0.7
+    assert fit_ranker(table).weights["force"] == 0.0
+    assert fit_ranker(table, fixed=["gap"]).weights["gap"] == 0.0
+    with pytest.raises(InputError, match="nothing to fit"):
+        fit_ranker([(np.zeros((3, len(NAMES))), np.zeros(3, bool))])
+
+
+def test_files(tmp_path: Path) -> None:
+    ranker = Ranker({name: float(k) for k, name in enumerate(NAMES)}, {"made": "here"})
+    ranker.save(tmp_path / "r.json")
+    back = Ranker.load(tmp_path / "r.json")
+    assert back.weights == ranker.weights and back.card["made"] == "here"
+    (tmp_path / "bad.json").write_text('{"weights": {"score": 1}}')
+    with pytest.raises(FileReadError, match="fit-ranker"):
+        Ranker.load(tmp_path / "bad.json")
+    with pytest.raises(InputError, match="score"):
+        Ranker({"beauty": 1.0})
+
+
+def test_the_shipped_ranker_trusts_chemistry_and_low_energies() -> None:
+    weights = Ranker.default().weights
+    assert weights["score"] > 0 and weights["gap"] <= 0 and weights["low"] >= 0
+    assert Ranker.default().card["made"]

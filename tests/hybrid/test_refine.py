@@ -1,0 +1,78 @@
+"""Relaxing keeps symmetry and trusts itself only near the start; noising by nothing changes nothing."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice, Structure
+from torch import Tensor
+
+from crystalml.crystal import CrystalBatch
+from crystalml.errors import InputError
+from crystalml.hybrid.refine import Trust, denoise_all, judge_all, relax_all
+from crystalml.models.model import CrystalModel
+from crystalml.noise.product import CrystalNoise
+from crystalml.predict import Predictor
+from crystalml.sample.probability_flow import ProbabilityFlow
+
+
+def salt(a: float) -> Structure:
+    found = Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    return found.get_primitive_structure()
+
+
+def spring(target: float) -> Callable[[CrystalBatch], dict[str, Tensor]]:
+    """E = (log V / N - log target)^2 / 2 an atom: no forces, and a stress towards the target volume."""
+
+    def potential(x: CrystalBatch) -> dict[str, Tensor]:
+        off = (x.volume / x.num_atoms).log() - math.log(target)
+        pressure = off * x.num_atoms / x.volume
+        energy = x.num_atoms * off.square() / 2
+        return {
+            "energy": energy,
+            "energy_per_atom": energy / x.num_atoms,
+            "forces": torch.zeros_like(x.frac),
+            "stress": pressure[:, None, None] * torch.eye(3, dtype=x.dtype),
+        }
+
+    return potential
+
+
+def test_relaxation_reaches_the_minimum_within_the_group() -> None:
+    start = salt(5.6)
+    (end,) = relax_all([start], spring(22.9), steps=60, fmax=1e-4)
+    assert end.volume / len(end) == pytest.approx(22.9, rel=1e-3)
+    assert end.get_space_group_info(symprec=1e-4)[1] == 225
+    assert end.properties["relaxed"] and end.properties["relax_steps"] > 0
+    assert end.properties["energy_per_atom"] == pytest.approx(0, abs=1e-5)
+    assert start.volume == pytest.approx(salt(5.6).volume)  # the proposal is left alone
+
+
+def test_a_relaxation_that_leads_far_away_is_not_believed() -> None:
+    start = salt(5.6)
+    (end,) = relax_all([start], spring(80.0), steps=200, trust=Trust(swelling=0.1))
+    assert not end.properties["relaxed"] and end.properties["relax_steps"] == 0
+    assert end.volume == pytest.approx(start.volume)
+
+
+def test_energies_and_forces_of_all(tiny_model: Callable[..., CrystalModel]) -> None:
+    predictor = Predictor(tiny_model(dtype=torch.float64))
+    both = judge_all([salt(5.6), salt(6.0)], predictor)
+    alone = judge_all([salt(6.0)], predictor)[0]
+    assert both[1].energy == pytest.approx(alone.energy) and both[1].force == pytest.approx(alone.force)
+    assert judge_all([], predictor) == []
+
+
+def test_denoising_from_a_low_level_stays_near(tiny_model: Callable[..., CrystalModel]) -> None:
+    model, noise = tiny_model(dtype=torch.float64), CrystalNoise.diffcsp(1000)
+    start = [salt(5.6), salt(6.0)]
+    low = denoise_all(start, model, ProbabilityFlow(noise, 1, "euler", start=1), [1, 2])
+    matcher = StructureMatcher(scale=False, primitive_cell=False, stol=0.1)
+    assert all(matcher.fit(a, b) for a, b in zip(start, low, strict=True))
+    again = denoise_all(start[1:], model, ProbabilityFlow(noise, 1, "euler", start=1), [2])
+    assert np.allclose(again[0].lattice.matrix, low[1].lattice.matrix)
+    with pytest.raises(InputError, match="start"):
+        denoise_all(start, model, ProbabilityFlow(noise, 5), [1, 2])
