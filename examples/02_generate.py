@@ -6,6 +6,7 @@ Run: python examples/02_generate.py [model] [energy model]    (default dao-g and
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from crystalml import StructureGenerator
 from crystalml.samples import plot_path
@@ -25,7 +26,7 @@ print(table[["formula", "space_group_found", "strategy"]])
 print([s.get_space_group_info() for s in generator.sample("TiO2", n=2, space_group=136, max_atoms=12)])
 
 # 3. Diffusion alone: several compositions in one batch, several Z; a list of lists comes back.
-noise = {"strategy": "diffusion", "steps": STEPS, "seed": 0}
+noise: dict[str, Any] = {"strategy": "diffusion", "steps": STEPS, "seed": 0}
 groups = generator.sample(["MgO", {"Ti": 1, "O": 2}], n=2, formula_units=range(1, 3), **noise)
 print([[structure.formula for structure in group] for group in groups])
 

@@ -21,7 +21,7 @@ from crystalml.crystal import CrystalBatch, Tangent
 from crystalml.errors import ArchitectureError
 from crystalml.models.cspnet import CSPNet, CSPNetConfig, Message
 from crystalml.models.encoder import METRIC_DIM, NodeEmbedding, metric_features
-from crystalml.models.heads import EnergyScale
+from crystalml.models.heads import EnergyScale, NoiseHead
 from crystalml.models.layers import MLP
 from crystalml.models.model import CrystalModel, ModelConfig
 
@@ -120,7 +120,7 @@ class ReferenceCSPNet(nn.Module):
 def from_dense(model: CrystalModel) -> ReferenceCSPNet:
     """The reference with the weights of a dense CSPNet model that has noise heads."""
     encoder = model.encoder
-    if not isinstance(encoder, CSPNet) or model.noise_head is None:
+    if not isinstance(encoder, CSPNet) or not isinstance(model.noise_head, NoiseHead):
         raise ArchitectureError(
             f"the reference mirrors a CSPNet with noise heads, not {type(encoder).__name__}; "
             "use a model of the recipe diffcsp"

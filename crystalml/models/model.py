@@ -161,8 +161,8 @@ class CrystalModel(nn.Module):
     def denoise(self, x: CrystalBatch, t: Tensor) -> Tangent:
         """What the noise that the model was trained with asks of it at levels t (b,), see `crystalml.noise`.
 
-        lattice (b, 3, 3), frac (n, 3): DiffCSP's lattice noise and normalised score, GemsDiff's log P_0 and way
-        back to the clean crystal.
+        lattice (b, 3, 3), frac (n, 3): DiffCSP's lattice noise and normalised score, GemsDiff's log P_0 and
+        way back to the clean crystal.
         """
         noise = self(x, t).noise
         if noise is None:
