@@ -11,6 +11,7 @@ from crystalml import __version__
 from crystalml.cli_check import check
 from crystalml.cli_evaluate import judge
 from crystalml.cli_featurize import features, measures
+from crystalml.cli_generate import generation
 from crystalml.cli_lab import benchmark, lab
 from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples
 from crystalml.cli_property import properties
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(lab)  # without a name: its commands stand beside those below
 app.add_typer(check)
 app.add_typer(judge)
+app.add_typer(generation)
 app.add_typer(properties)
 app.add_typer(features)
 benchmark.add_typer(measures)
@@ -69,73 +71,6 @@ def quickstart(
     from crystalml.quickstart import quickstart as run
 
     run(out, samples, steps, seed, device)
-
-
-@app.command(
-    epilog=examples(
-        "crystalml generate CsV3Sb5 -n 20 -o out.extxyz",
-        "crystalml generate LiFePO4 -n 20 --strategy prototype -o known.cif.zip",
-        "crystalml generate NaCl MgO -n 5 --formula-units 1:4 -o out.cif.zip",
-        "crystalml generate LiFePO4 -n 8 --formula-units 4 --guidance 1 --seed 7 -o out.jsonl",
-    )
-)
-def generate(
-    compositions: Annotated[list[str], typer.Argument(help="Formulas, such as CsV3Sb5.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File: .extxyz, .cif, .cif.zip or .jsonl.")],
-    n: Annotated[int, typer.Option("-n", min=0, help="Structures of each formula (and each Z).")] = 1,
-    formula_units: Annotated[
-        str, typer.Option("--formula-units", "-z", help="Z: 'auto', 4 or 1:4.")
-    ] = "auto",
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: the recipe's.")] = None,
-    strategy: Annotated[
-        str, typer.Option(help="diffusion, prototype (known types only) or auto.")
-    ] = "diffusion",
-    guidance: Annotated[float, typer.Option(min=0, help="Strength of the pull to low energy.")] = 0.0,
-    max_atoms: Annotated[int | None, typer.Option(min=1, help="Largest cell; default: training's.")] = None,
-    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-g",
-    energy_model: Annotated[str, typer.Option(help="Model for --guidance.")] = "dao-p-diffusion",
-    seed: Seed = 0,
-    device: Device = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
-) -> None:
-    """Draw crystal structures of given formulas."""
-    from crystalml.write import check_format, write_structures
-
-    check_format(out)
-    units = _formula_units(formula_units)
-    from crystalml.generate import StructureGenerator  # seconds of imports: mistakes show before
-
-    generator = StructureGenerator(model, energy_model, device)
-    found = generator.sample(
-        compositions,
-        n,
-        formula_units=units,
-        strategy=strategy,  # type: ignore[arg-type]  # checked by sample, which lists them
-        seed=seed,
-        guidance=guidance,
-        steps=steps,
-        max_atoms=max_atoms,
-        progress=not quiet,
-    )
-    flat = [structure for group in found for structure in group]
-    for note in write_structures(flat, out):
-        typer.secho(note, fg=typer.colors.YELLOW, err=True)
-    report = generator.report
-    rejected = f", {report.rejected.total()} draws rejected" if report.rejected else ""
-    typer.echo(f"{report.returned} of {report.requested} structures written to {out}{rejected}")
-    if report.missing:
-        raise typer.Exit(1)
-
-
-def _formula_units(text: str) -> Any:
-    """'auto', '4' or '1:4' (both ends included)."""
-    if text == "auto":
-        return "auto"
-    first, colon, last = text.partition(":")
-    try:
-        return range(int(first), int(last) + 1) if colon else int(first)
-    except ValueError as error:
-        raise InputError(f"--formula-units {text!r} is not 'auto', a number or a range 1:4.") from error
 
 
 @app.command(

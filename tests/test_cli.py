@@ -21,11 +21,12 @@ COMMANDS = [
     ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"], ["calibrate"],
     ["check-calculator"], ["featurize"], ["finetune"], ["predict"], ["pack-csd"], ["evaluate"], ["hull"],
     ["hull-table"], ["plot", "parity"], ["plot", "curves"], ["plot", "map"], ["benchmark", "matbench"],
+    ["benchmark", "features"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
     ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"],
     ["benchmark", "frechet"], ["benchmark", "crysdiff"],
     ["benchmark", "potential-speed"],
-    ["benchmark", "relax"],
+    ["benchmark", "relax"], ["benchmark", "hybrid"], ["benchmark", "solvers"], ["fit-ranker"],
 ]  # fmt: skip
 
 
@@ -81,10 +82,10 @@ def test_seed_and_device_everywhere_they_mean_something(run):
     for command in COMMANDS:
         text = run(*command, "--help").output
         without = (["models"], ["pack"], ["check-calculator"], ["benchmark", "prototypes"], ["hull-table"])
-        without += (["pack-csd"], ["plot", "parity"], ["plot", "curves"], ["plot", "map"])
+        without += (["pack-csd"], ["fit-ranker"], ["plot", "parity"], ["plot", "curves"], ["plot", "map"])
         assert ("--device" in text) == (command not in without)
         seedless = (["models"], ["relax"], ["calibrate"], ["predict"], ["hull-table"], ["pack-csd"])
-        seedless += (["plot", "parity"], ["plot", "curves"])
+        seedless += (["plot", "parity"], ["plot", "curves"], ["fit-ranker"])
         assert ("--seed" in text) == (command not in seedless)
 
 
@@ -160,14 +161,15 @@ def test_the_module_and_the_script_exit_alike():
 
 # --- work -------------------------------------------------------------------------------------------------
 def test_generate_writes_what_the_generator_draws(run, monkeypatch, weights, tmp_path, salt):
-    from crystalml import generate, recipes
+    from crystalml import guard, recipes
 
     noise = recipes.noise_for  # a short schedule: the published one has 1000 tables to fill
     monkeypatch.setattr(recipes, "noise_for", lambda model: type(noise(model)).diffcsp(8))
     crystal = Structure.from_file(salt)
-    monkeypatch.setattr(generate, "to_valid_structure", lambda x: (crystal.copy(), ""))
+    monkeypatch.setattr(guard, "to_valid_structure", lambda x: (crystal.copy(), ""))
     out = tmp_path / "out.jsonl"
     options = ["-n", 2, "-z", "1:2", "--steps", 3, "--seed", 4, "--device", "cpu", "--model", weights, "-q"]
+    options += ["--strategy", "diffusion", "--no-distinct"]
     result = run("generate", "NaCl", "MgO", "-o", out, *options)
     assert result.exit_code == 0 and "8 of 8 structures" in result.output
     rows = [json.loads(line)["properties"] for line in out.read_text().splitlines()]
@@ -176,15 +178,30 @@ def test_generate_writes_what_the_generator_draws(run, monkeypatch, weights, tmp
 
 
 def test_generate_says_when_fewer_come_back(run, monkeypatch, weights, tmp_path):
-    from crystalml import generate, recipes
+    from crystalml import guard, recipes
 
     noise = recipes.noise_for
     monkeypatch.setattr(recipes, "noise_for", lambda model: type(noise(model)).diffcsp(8))
-    monkeypatch.setattr(generate, "to_valid_structure", lambda x: (None, "bad"))
+    monkeypatch.setattr(guard, "to_valid_structure", lambda x: (None, "bad"))
     out = tmp_path / "out.cif"
+    options = ["--steps", 2, "--model", weights, "--device", "cpu", "-q", "--strategy", "diffusion"]
     with pytest.warns(UserWarning, match="left out"):
-        result = run("generate", "NaCl", "-o", out, "--steps", 2, "--model", weights, "--device", "cpu", "-q")
+        result = run("generate", "NaCl", "-o", out, *options)
     assert result.exit_code == 1 and "0 of 1" in result.output and "4 draws rejected" in result.output
+
+
+def test_generate_keeps_a_group_and_a_cell(run, tmp_path, weights, salt):
+    out = tmp_path / "out.jsonl"
+    assert (
+        run("generate", "TiO2", "--space-group", 136, "--strategy", "prototype", "-o", out, "-q").exit_code
+        == 0
+    )
+    (row,) = [json.loads(line)["properties"] for line in out.read_text().splitlines()]
+    assert (row["space_group"], row["strategy"]) == (136, "prototype")
+    wrong = run("generate", "NaCl", "--lattice", "4,4,4", "-o", out)
+    assert wrong.exit_code == 2 and "six positive numbers" in wrong.output
+    both = run("generate", "NaCl", "--fixed", salt, "--space-group", 225, "--model", weights, "-o", out)
+    assert both.exit_code == 2 and "not two" in both.output
 
 
 def test_relax_reports_bad_files_and_goes_on(run, weights, salt, tmp_path):

@@ -63,14 +63,16 @@ class Denoising:
 class Hybrid:
     """Known prototypes, ranked by chemistry and energy, and relaxed.
 
-    potential: tells the energies of proposals and relaxes the answers; None leaves them as the atlas gives
-    them. ranker: None is the shipped one with a potential, chemical likeness alone without. pool: how many
-    proposals of a request are looked at, or as many as are asked for if that is more. relax_steps: most
-    steps of relaxation, 0 for none. trust: how far it may lead.
+    potential: relaxes the answers; None leaves them as the atlas gives them. judge: tells the energies of
+    proposals; None is the potential. ranker: None is the shipped one where there are energies, chemical
+    likeness alone where there are none. pool: how many proposals of a request are looked at, or as many as
+    are asked for if that is more. relax_steps: most steps of relaxation, 0 for none. trust: how far it may
+    lead.
     """
 
     atlas: PrototypeAtlas
     potential: Predictor | None = None
+    judge: Predictor | None = None
     ranker: Ranker | None = None
     pool: int = POOL
     relax_steps: int = 15
@@ -79,7 +81,7 @@ class Hybrid:
 
     def __call__(self, requests: Sequence[Request], n: int) -> list[list[Structure]]:
         """Up to n structures of each request, likeliest first, all different."""
-        judged = self.judge([self.propose(request, max(n, self.pool)) for request in requests])
+        judged = self.judged([self.propose(request, max(n, self.pool)) for request in requests])
         return self.choose([self.ranked(row) for row in judged], n)
 
     def propose(self, request: Request, most: int) -> list[Structure]:
@@ -94,12 +96,13 @@ class Hybrid:
                     break
         return found
 
-    def judge(self, pools: Sequence[Sequence[Structure]]) -> list[list[Judged]]:
+    def judged(self, pools: Sequence[Sequence[Structure]]) -> list[list[Judged]]:
         """The proposals, denoised if that is asked for, with energies; all in common batches."""
         flat = [structure for pool in pools for structure in pool]
         if self.denoising is not None and flat:
             flat = self.denoising(flat)
-        judged = [Judged(s) for s in flat] if self.potential is None else judge_all(flat, self.potential)
+        judge = self.judge or self.potential
+        judged = [Judged(s) for s in flat] if judge is None else judge_all(flat, judge)
         ends = np.cumsum([len(pool) for pool in pools]).tolist()
         return [judged[end - len(pool) : end] for end, pool in zip(ends, pools, strict=True)]
 
@@ -107,7 +110,8 @@ class Hybrid:
         """The proposals of one request, likeliest first, with rank_score, the log of their probability."""
         if not judged:
             return []
-        ranker = self.ranker or (Ranker.by_score() if self.potential is None else Ranker.default())
+        blind = self.judge is None and self.potential is None
+        ranker = self.ranker or (Ranker.by_score() if blind else Ranker.default())
         shares = ranker.log_probabilities(judged)
         out = []
         for k in np.argsort(-shares, kind="stable").tolist():
@@ -127,6 +131,10 @@ class Hybrid:
         relaxed = [structure for row in best for structure in row]
         if self.potential is not None and self.relax_steps and relaxed:
             relaxed = relax_all(relaxed, self.potential, self.relax_steps, trust=self.trust)
+            for structure, item in zip(
+                relaxed, judge_all(relaxed, self.judge or self.potential), strict=True
+            ):
+                structure.properties["energy_per_atom"] = item.energy
         answers, place = [], 0
         for row, all_of_it in zip(best, ranked, strict=True):
             ends = relaxed[place : place + len(row)]

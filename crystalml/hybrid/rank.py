@@ -7,6 +7,7 @@ likelihood, since several proposals may match).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -71,6 +72,12 @@ class Ranker:
             raise InputError(
                 f"a ranker needs a weight for each of {list(FEATURES)}, not {list(self.weights)}"
             )
+
+    @property
+    def name(self) -> str:
+        """A digest of the weights."""
+        text = json.dumps(dict(sorted(self.weights.items())))
+        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
     def log_probabilities(self, proposals: Sequence[Judged]) -> Array:
         """(m,) log P of each proposal of one request."""

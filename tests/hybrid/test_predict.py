@@ -50,13 +50,13 @@ def test_chemistry_ranks_without_a_potential_and_energy_with_one(atlas: Prototyp
     assert groups(plain) == [225, 221]
     assert sum(s.properties["probability"] for s in plain) == pytest.approx(1)
     assert all(math.isnan(s.properties["energy_per_atom"]) for s in plain)
-    ranked = Hybrid(atlas, cubic_is_low, BY_ENERGY)([request], 2)[0]
+    ranked = Hybrid(atlas, cubic_is_low, ranker=BY_ENERGY)([request], 2)[0]
     assert groups(ranked) == [221, 225]
     assert ranked[0].properties["energy_per_atom"] == pytest.approx(0, abs=1e-9)
 
 
 def test_requests_do_not_depend_on_each_other(atlas: PrototypeAtlas) -> None:
-    hybrid = Hybrid(atlas, cubic_is_low, BY_ENERGY)
+    hybrid = Hybrid(atlas, cubic_is_low, ranker=BY_ENERGY)
     requests = [Request([{"K": 1, "Br": 1}]), Request([{"Rb": 1, "I": 1}])]
     together, alone = hybrid(requests, 2), [hybrid([r], 2)[0] for r in requests]
     assert [[s.properties for s in row] for row in together] == [[s.properties for s in row] for row in alone]

@@ -1,0 +1,220 @@
+"""Commands around the generator: structures for compositions, its benchmarks, the fit of its ranker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crystalml.cli_lab import benchmark
+from crystalml.cli_parts import Device, Seed, examples, numbers
+from crystalml.errors import InputError
+
+if TYPE_CHECKING:
+    from pymatgen.core import Lattice, Structure
+
+generation = typer.Typer()
+
+
+@generation.command(
+    epilog=examples(
+        "crystalml generate CsV3Sb5 -n 20 -o out.extxyz",
+        "crystalml generate Li-O -n 10 --max-atoms 12 -o system.cif.zip",
+        "crystalml generate TiO2 -n 5 --space-group 136 -o rutile.cif.zip",
+        "crystalml generate LiFePO4 -n 20 --strategy prototype -o known.cif.zip",
+        "crystalml generate NaCl MgO -n 5 --formula-units 1:4 --strategy diffusion -o out.jsonl",
+        "crystalml generate Li2MnO3 --fixed host.cif --strategy diffusion --solver heun -o filled.cif",
+    )
+)
+def generate(
+    compositions: Annotated[list[str], typer.Argument(help="Formulas or systems: CsV3Sb5, Li-O.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File: .extxyz, .cif, .cif.zip or .jsonl.")],
+    n: Annotated[int, typer.Option("-n", min=0, help="Structures of each (and each Z).")] = 1,
+    formula_units: Annotated[
+        str, typer.Option("--formula-units", "-z", help="Z: 'auto', 4 or 1:4.")
+    ] = "auto",
+    strategy: Annotated[
+        str, typer.Option(help="auto, hybrid, prototype (known types only) or diffusion.")
+    ] = "auto",
+    min_atoms: Annotated[int, typer.Option(min=1, help="Smallest cell.")] = 1,
+    max_atoms: Annotated[int | None, typer.Option(min=1, help="Largest cell; default: training's.")] = None,
+    space_group: Annotated[int | None, typer.Option(min=1, max=230, help="Keep this one.")] = None,
+    lattice: Annotated[
+        str | None, typer.Option(help="Keep this cell: a,b,c,alpha,beta,gamma (A, degrees).")
+    ] = None,
+    fixed: Annotated[Path | None, typer.Option(help="Keep the cell and sites of this file.")] = None,
+    solver: Annotated[str, typer.Option(help="pc, ancestral, euler, heun or multistep.")] = "pc",
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: the solver's.")] = None,
+    guidance: Annotated[float, typer.Option(min=0, help="Strength of the pull to low energy.")] = 0.0,
+    noise_level: Annotated[
+        float, typer.Option(min=0, max=1, help="Noise prototypes this far and denoise them.")
+    ] = 0.0,
+    rank_by: Annotated[str, typer.Option(help="probability or energy.")] = "probability",
+    distinct: Annotated[bool, typer.Option(help="Leave out equal crystals.")] = True,
+    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-g",
+    energy_model: Annotated[str, typer.Option(help="Model for --guidance.")] = "dao-p-diffusion",
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Crystal structures of given formulas or chemical systems, the likeliest first."""
+    from crystalml.write import check_format, write_structures
+
+    check_format(out)
+    units, cell = _formula_units(formula_units), _lattice(lattice)
+    from crystalml.generate import StructureGenerator  # seconds of imports: mistakes show before
+
+    generator = StructureGenerator(model, energy_model, device, solver=solver)  # type: ignore[arg-type]  # checked there
+    found = generator.sample(
+        compositions, n, formula_units=units, strategy=strategy, min_atoms=min_atoms,  # type: ignore[arg-type]
+        max_atoms=max_atoms, space_group=space_group, lattice=cell, fixed=_structure(fixed), seed=seed,
+        steps=steps, guidance=guidance, noise_level=noise_level, rank_by=rank_by, distinct=distinct,  # type: ignore[arg-type]
+        progress=not quiet,
+    )  # fmt: skip
+    flat = [structure for group in found for structure in group]
+    for note in write_structures(flat, out):
+        typer.secho(note, fg=typer.colors.YELLOW, err=True)
+    report = generator.report
+    rejected = f", {report.rejected.total()} draws rejected" if report.rejected else ""
+    equal = f", {report.duplicates} equal ones left out" if report.duplicates else ""
+    typer.echo(f"{report.returned} of {report.requested} structures written to {out}{rejected}{equal}")
+    if report.missing:
+        raise typer.Exit(1)
+
+
+def _formula_units(text: str) -> Any:
+    """'auto', '4' or '1:4' (both ends included)."""
+    if text == "auto":
+        return "auto"
+    first, colon, last = text.partition(":")
+    try:
+        return range(int(first), int(last) + 1) if colon else int(first)
+    except ValueError as error:
+        raise InputError(f"--formula-units {text!r} is not 'auto', a number or a range 1:4.") from error
+
+
+def _lattice(text: str | None) -> Lattice | None:
+    if text is None:
+        return None
+    values = numbers(text, "--lattice")
+    if len(values) != 6 or min(values) <= 0:
+        raise InputError(f"--lattice {text!r} is not six positive numbers a,b,c,alpha,beta,gamma")
+    from pymatgen.core import Lattice
+
+    return Lattice.from_parameters(*values)
+
+
+def _structure(path: Path | None) -> Structure | None:
+    if path is None:
+        return None
+    from crystalml.convert import read_structures
+
+    found = read_structures(path).structures
+    if len(found) != 1:
+        raise InputError(f"--fixed takes one structure, but {path} holds {len(found)}")
+    return found[0][1]
+
+
+@benchmark.command(
+    epilog=examples(
+        "crystalml benchmark hybrid --test mp_20_test.parquet --shots 1,5,20 -o hybrid-mp20",
+        "crystalml benchmark hybrid --test mp.parquet --benchmark mp_20_val -n 300 --no-same-formula --table",
+    )
+)
+def hybrid(
+    test: Annotated[Path, typer.Option(help="Parquet file of target crystals.")],
+    shots: Annotated[str, typer.Option(help="Answers a target, a list such as 1,20.")] = "1,5,20",
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
+    subset: Annotated[
+        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
+    ] = None,
+    same_formula: Annotated[
+        bool, typer.Option(help="Let training crystals of a target's own formula count.")
+    ] = True,
+    potential: Annotated[str, typer.Option(help="What relaxes, or none.")] = "dao-p",
+    judge: Annotated[str, typer.Option(help="What tells energies, or none.")] = "dao-p-energy",
+    ranker: Annotated[Path | None, typer.Option(help="A ranker's JSON [default: the shipped one].")] = None,
+    pool: Annotated[int, typer.Option(min=1, help="Proposals looked at.")] = 40,
+    relax_steps: Annotated[int, typer.Option(min=0, help="Steps of relaxation.")] = 15,
+    noise_level: Annotated[float, typer.Option(min=0, max=1, help="Partial noising first.")] = 0.0,
+    model: Annotated[str, typer.Option(help="What denoises.")] = "dao-g",
+    table: Annotated[bool, typer.Option("--table", help="Write all proposals, for fit-ranker.")] = False,
+    gated: Annotated[bool, typer.Option(help="Also report rates behind the validity gate.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes for matching.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.")] = Path("benchmark-hybrid"),
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Match rate and RMSE of known prototypes, ranked and relaxed; stopped, it goes on where it was."""
+    from crystalml.benchmarks.hybrid import Setup, run
+
+    setup = Setup(
+        _optional(potential), _optional(judge), ranker, pool, relax_steps, noise_level, model
+    )  # fmt: skip
+    run(
+        test, setup, benchmark=subset, shots=_shots(shots), n=n, seed=seed, same_formula=same_formula,
+        gated=gated, table=table, out=out, device=device, processes=processes,
+    )  # fmt: skip
+
+
+def _optional(name: str) -> str | None:
+    return None if name.lower() == "none" else name
+
+
+def _shots(text: str) -> list[int]:
+    return [int(value) for value in numbers(text, "--shots")]
+
+
+@benchmark.command(
+    epilog=examples(
+        "crystalml benchmark solvers --test mp.parquet --benchmark mp_20_val -n 200 -o solvers",
+        "crystalml benchmark solvers --test mp_20_test.parquet --evaluations 20,50,100 --picture rates.png",
+    )
+)
+def solvers(
+    test: Annotated[Path, typer.Option(help="Parquet file of target crystals.")],
+    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-g",
+    names: Annotated[str, typer.Option("--solvers", help="Which.")] = "pc,ancestral,euler,heun,multistep",
+    evaluations: Annotated[
+        str, typer.Option(help="Network evaluations a sample, at most.")
+    ] = "20,50,100,200,2000",
+    shots: Annotated[str, typer.Option(help="Samples a target, a list such as 1,20.")] = "1",
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
+    subset: Annotated[
+        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw match rate over evaluations here.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes for matching.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of samples and results.")] = Path(
+        "benchmark-solvers"
+    ),
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Match rate over network evaluations, solver by solver; stopped, it goes on where it was."""
+    from crystalml.benchmarks.solvers import run
+
+    counts = [int(value) for value in numbers(evaluations, "--evaluations")]
+    run(
+        test, model, solvers=names.split(","),  # type: ignore[arg-type]  # checked there
+        evaluations=counts,
+        shots=_shots(shots), n=n, benchmark=subset, picture=picture, seed=seed, out=out, device=device,
+        processes=processes,
+    )  # fmt: skip
+
+
+@generation.command(
+    name="fit-ranker",
+    epilog=examples("crystalml fit-ranker hybrid-mp20-val hybrid-mpts52-val -o ranker.json"),
+)
+def fit_ranker(
+    folders: Annotated[list[Path], typer.Argument(help="Of `benchmark hybrid --table` on validation.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The ranker's JSON.")] = Path("ranker.json"),
+    ridge: Annotated[float, typer.Option(min=0, help="Pull of standardised weights to zero.")] = 0.01,
+) -> None:
+    """Fit the ranker of hybrid prediction to validation crystals, and say what it is worth."""
+    from crystalml.benchmarks.ranker import fit
+
+    fit(folders, out, ridge)
+    typer.echo(f"Ranker: {out}")
