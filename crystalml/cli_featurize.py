@@ -205,3 +205,18 @@ def matbench(
     )
     names = tuple(TASKS) if tasks == "all" else tuple(tasks.split(","))
     run(folder, names, tuple(rows.split(",")), settings, encoders=given, out=out, device=device)
+
+
+@measures.command(name="features", epilog=examples("crystalml benchmark features crystals.parquet -n 100"))
+def features_speed(
+    data: Annotated[Path, typer.Argument(help="Parquet file of crystals.")],
+    n: Annotated[int, typer.Option("-n", min=2, help="Crystals, drawn at random.")] = 100,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the fastest counts.")] = 3,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file of the result.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Featurizing throughput beside matminer and MEGNet."""
+    from crystalml.benchmarks.features import run
+
+    run(data, n=n, repeats=repeats, seed=seed, out=out, device=device)

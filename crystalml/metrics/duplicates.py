@@ -37,12 +37,15 @@ def equal_groups(
         if structure is not None:
             by_formula[structure.composition.reduced_formula].append(place)
     first = list(range(len(structures)))
-    groups = sorted(by_formula.values(), key=len, reverse=True)  # the long tasks first
+    # The long tasks first; a sample alone with its formula is no task at all.
+    groups = sorted((group for group in by_formula.values() if len(group) > 1), key=len, reverse=True)
     work = [
         _Group([s for i in group if (s := structures[i]) is not None], tolerances, timeout)
         for group in groups
     ]
-    done = sum(structure is None for structure in structures)
+    done = len(structures) - sum(map(len, groups))
+    if progress is not None:
+        progress(done)
     for group, labels in zip(groups, process_map(_components, work, processes, chunk=4), strict=True):
         for place, label in zip(group, labels, strict=True):
             first[place] = group[label]
@@ -62,8 +65,6 @@ class _Group:
 def _components(task: _Group) -> list[int]:
     """Connected components of the graph of matches, each named by its first member."""
     label = list(range(len(task.structures)))
-    if len(label) == 1:
-        return label
     matcher = task.tolerances.matcher()
     cells = [_reduced(structure) for structure in task.structures]
     for i, one in enumerate(cells):
