@@ -1,4 +1,4 @@
-"""Commands around the generator: structures for compositions, its benchmarks, the fit of its ranker."""
+"""Commands around the generator: structures, stage II data, benchmarks, the fit of its ranker."""
 
 from __future__ import annotations
 
@@ -202,6 +202,47 @@ def solvers(
         shots=_shots(shots), n=n, benchmark=subset, picture=picture, seed=seed, out=out, device=device,
         processes=processes,
     )  # fmt: skip
+
+
+@generation.command(
+    name="relax-data",
+    epilog=examples(
+        "crystalml relax-data train.safetensors -o stage2.safetensors    (started again, it goes on)",
+        "crystalml relax-data train.safetensors -o stage2.safetensors --model dao-p-diffusion --device cuda",
+    ),
+)
+def relax_data(
+    data: Annotated[Path, typer.Argument(help="Packed training set with energies above the hull.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The relaxed set; rows go to OUT.rows.")],
+    model: Annotated[str, typer.Option(help="What relaxes: name, path or hf:// address.")] = "dao-p",
+    window: Annotated[str, typer.Option(help="eV/atom above the hull: over the first, up to the other.")] = (
+        "0.08,0.5"
+    ),
+    max_steps: Annotated[int, typer.Option(min=1, help="L-BFGS steps at most.")] = 5,
+    max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
+    device: Device = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Relax the unstable crystals of a training set, as DAO's second stage asks (see docs/dao.md)."""
+    from crystalml.datasets.packed import PackedDataset
+    from crystalml.relax_data import relax_data as run
+
+    limits = numbers(window, "--window")
+    if len(limits) != 2:
+        raise InputError(f"--window {window!r} is not two numbers such as 0.08,0.5")
+    crystals = PackedDataset.load(data).up_to(max_atoms)
+    found = run(
+        crystals, model, window=(limits[0], limits[1]), max_steps=max_steps, folder=f"{out}.rows",
+        device=device, progress=not quiet,
+    )  # fmt: skip
+    found.data.save(out)
+    summary = found.summary()
+    typer.echo(
+        f"{len(crystals)} crystals written to {out}: {summary['moved']} of {len(found.rows)} in the window "
+        f"moved, their energy fell by {summary['mean_fall']:.3f} eV/atom on average"
+    )
+    for reason, count in summary["kept"].items():
+        typer.echo(f"  {count} kept: {reason}")
 
 
 @generation.command(

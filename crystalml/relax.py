@@ -229,7 +229,7 @@ def _in_batch(
             given[next(numbers)] = (place, item, crystal)
             yield crystal
 
-    for k, result in _relaxer(predictor, settings).run(stream()):
+    for k, result in batch_relaxer(predictor, settings).run(stream()):
         while bad:
             yield bad.popleft()
         place, item, start = given.pop(k)
@@ -244,7 +244,7 @@ def _slab_as_atoms(item: Any) -> Any:
     return item
 
 
-def _relaxer(predictor: Predictor, settings: RelaxSettings) -> BatchRelaxer:
+def batch_relaxer(predictor: Predictor, settings: RelaxSettings) -> BatchRelaxer:
     """As many crystals live as the predictor evaluates at once, by its own count of pairs of atoms.
 
     On a GPU the free memory decides; there the predictor is asked for all of them in one go, and halves what

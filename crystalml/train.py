@@ -118,8 +118,7 @@ def _recipe(config: TrainConfig) -> Recipe:
 
 
 def _fitting(data: PackedDataset, max_atoms: int | None, what: str) -> PackedDataset:
-    if max_atoms is not None:
-        data = data.select(torch.nonzero(data.num_atoms <= max_atoms)[:, 0])
+    data = data.up_to(max_atoms)
     if len(data) == 0:
         limit = "" if max_atoms is None else f" with at most {max_atoms} atoms"
         raise InputError(f"no {what} crystals{limit}")

@@ -24,9 +24,10 @@ COMMANDS = [
     ["benchmark", "features"],
     ["benchmark", "csp"], ["benchmark", "energy"], ["benchmark", "speed"],
     ["benchmark", "prototypes"], ["benchmark", "forces"], ["benchmark", "uncertainty"],
-    ["benchmark", "frechet"], ["benchmark", "crysdiff"],
+    ["benchmark", "frechet"], ["benchmark", "crysdiff"], ["benchmark", "generators"],
     ["benchmark", "potential-speed"],
     ["benchmark", "relax"], ["benchmark", "hybrid"], ["benchmark", "solvers"], ["fit-ranker"],
+    ["relax-data"],
 ]  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def test_seed_and_device_everywhere_they_mean_something(run):
         without += (["pack-csd"], ["fit-ranker"], ["plot", "parity"], ["plot", "curves"], ["plot", "map"])
         assert ("--device" in text) == (command not in without)
         seedless = (["models"], ["relax"], ["calibrate"], ["predict"], ["hull-table"], ["pack-csd"])
-        seedless += (["plot", "parity"], ["plot", "curves"], ["fit-ranker"])
+        seedless += (["plot", "parity"], ["plot", "curves"], ["fit-ranker"], ["relax-data"])
         assert ("--seed" in text) == (command not in seedless)
 
 

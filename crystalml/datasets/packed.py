@@ -125,6 +125,10 @@ class PackedDataset:
         count = part.num_atoms.to(torch.int16)
         return PackedDataset(part.numbers, part.frac, part.lattice, count, part.labels, part.site_labels)
 
+    def up_to(self, max_atoms: int | None) -> PackedDataset:
+        """Crystals with at most so many atoms; all of them for None."""
+        return self if max_atoms is None else self.select((self.num_atoms <= max_atoms).nonzero()[:, 0])
+
     def half(self, *names: str) -> PackedDataset:
         """The named labels in float16, at half the size: 0.05 % of a force, beyond +-65504 infinite."""
 
