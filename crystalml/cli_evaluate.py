@@ -250,3 +250,46 @@ def frechet(
         out=out,
         device=device,
     )
+
+
+@benchmark.command(
+    epilog=examples(
+        "crystalml benchmark generators --test mp_20_test.parquet -n 500",
+        "crystalml benchmark generators --test mp.parquet --benchmark mp_20_val --models mine.safetensors",
+    )
+)
+def generators(
+    test: Annotated[Path, typer.Option(help="Parquet file of crystals, whose compositions are drawn.")],
+    models: Annotated[
+        str, typer.Option(help="A list of diffusion models; prototypes is the substitution baseline.")
+    ] = "gemsdiff,dao-g,diffcsp,prototypes",
+    subset: Annotated[
+        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=4, help="Compositions [default: all].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the sampler [default: each its own].")] = None,
+    energy_model: Annotated[str, typer.Option(help="Of the energies.")] = DEFAULT_POTENTIAL,
+    embedder: EmbedderName = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes for matching and symmetry.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of samples, tables, reports.")] = Path(
+        "benchmark-generators"
+    ),
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Generators side by side, one sample a composition; stopped, it goes on where it was."""
+    from crystalml.evaluation.generators import run
+
+    run(
+        test,
+        [part.strip() for part in models.split(",")],
+        benchmark=subset,
+        n=n,
+        seed=seed,
+        steps=steps,
+        energy_model=energy_model,
+        embedder=_embedder(embedder),
+        processes=processes,
+        out=out,
+        device=device,
+    )

@@ -71,17 +71,10 @@ def run(
     if not shots or min(shots) < 1:
         raise InputError(f"shots must be at least 1 each, not {list(shots)}")
     where = pick_device(device)
-    job = _prepare(model, energy_model if guidance else None, where, (solver, steps, order), guidance)
+    job = prepare(model, energy_model if guidance else None, where, (solver, steps, order), guidance)
     targets = choose(read_test(test, benchmark), n, seed)
     settings = {"test": Path(test).name, "rows": benchmark or "all", "seed": seed, **job.settings}
-    store = SampleStore(Path(out))
-    drawn = store.open(settings)
-    wanted = [(target, shot) for target in range(len(targets)) for shot in range(max(shots))]
-    missing = [(i, shot) for i, shot in wanted if (targets.ids[i], shot) not in drawn]
-    budget = max_pairs or pair_budget(where, gradient=job.guide is not None)
-    for sample in _draw(targets, missing, job, seed, budget, store, progress):
-        drawn[sample.id, sample.shot] = sample
-    rows = [[drawn[name, shot] for shot in range(max(shots))] for name in targets.ids]
+    rows = collect(targets, job, max(shots), settings, Path(out), max_pairs, progress)
     seconds = sum(sample.seconds for row in rows for sample in row)
     result = {
         "benchmark": "csp",
@@ -90,7 +83,7 @@ def run(
         "shots": list(shots),
         **_evaluate(targets, rows, shots, gated, processes, progress, Path(out)),
         "sampling_seconds": seconds,
-        "structures_per_second": len(wanted) / seconds,
+        "structures_per_second": len(targets) * max(shots) / seconds,
         "evaluations_per_sample": job.sampler.evaluations,
         "environment": environment(where),
     }
@@ -100,7 +93,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """A model ready to sample and the settings that decide what it draws."""
 
     model: CrystalModel
@@ -109,13 +102,14 @@ class _Job:
     settings: dict[str, Any]
 
 
-def _prepare(
+def prepare(
     model: ModelLike,
     energy_model: ModelLike | None,
     device: torch.device,
     how: tuple[Solver, int | None, Literal["code", "paper"]],
     guidance: float,
-) -> _Job:
+) -> Job:
+    """The model loaded and its sampler made; `how` is solver, steps and order."""
     denoiser = load(model, device)
     name = denoiser.card.get("name") or ("custom" if isinstance(model, CrystalModel) else str(model))
     if not denoiser.has_noise:
@@ -130,11 +124,31 @@ def _prepare(
         "guidance": guidance,
     }
     if energy_model is None:
-        return _Job(denoiser, sampler, None, settings)
+        return Job(denoiser, sampler, None, settings)
     energy = load(energy_model, device)
     check_noise(energy, denoiser)
     settings["energy_weights"] = fingerprint(energy)
-    return _Job(denoiser, sampler, EnergyGuidance(energy, guidance), settings)
+    return Job(denoiser, sampler, EnergyGuidance(energy, guidance), settings)
+
+
+def collect(
+    targets: Arrays,
+    job: Job,
+    shots: int,
+    settings: dict[str, Any],
+    out: Path,
+    max_pairs: int | None = None,
+    progress: bool = True,
+) -> list[list[Sample]]:
+    """The samples of each target by settings["seed"]; those in `out`/samples.jsonl are not drawn again."""
+    store = SampleStore(out)
+    drawn = store.open(settings)
+    wanted = [(target, shot) for target in range(len(targets)) for shot in range(shots)]
+    missing = [(i, shot) for i, shot in wanted if (targets.ids[i], shot) not in drawn]
+    budget = max_pairs or pair_budget(next(job.model.parameters()).device, gradient=job.guide is not None)
+    for sample in _draw(targets, missing, job, settings["seed"], budget, store, progress):
+        drawn[sample.id, sample.shot] = sample
+    return [[drawn[name, shot] for shot in range(shots)] for name in targets.ids]
 
 
 def sample_seed(seed: int, name: str, shot: int) -> int:
@@ -146,7 +160,7 @@ def sample_seed(seed: int, name: str, shot: int) -> int:
 def _draw(
     targets: Arrays,
     missing: Sequence[tuple[int, int]],
-    job: _Job,
+    job: Job,
     seed: int,
     budget: int,
     store: SampleStore,

@@ -85,7 +85,7 @@ def _metrics(evaluation: Evaluation) -> str:
         "intervals are not, and may lie below the value. The floor of a distance is that between two random "
         "halves of the reference: what a perfect generator would score with half as many samples."
     )
-    return _html_table(head, rows) + f'<p class="note">{caption}</p>'
+    return _html_table(head, rows, "whole") + f'<p class="note">{caption}</p>'
 
 
 def _gallery(evaluation: Evaluation) -> str:
@@ -147,7 +147,8 @@ def _cell(table: dict[str, list[Any]], name: str, i: int) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _html_table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
+def _html_table(head: Iterable[str], rows: Sequence[Sequence[str]], size: str = "scroll") -> str:
+    """size "scroll": a window on a long table; "whole": all of it."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="{size}"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

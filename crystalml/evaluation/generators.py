@@ -1,0 +1,181 @@
+"""Generators side by side: one crystal for each composition of a test set, judged by the same call (GemsDiff,
+Tables 2 and 3).
+
+A target gives the atoms of its cell and nothing else; all samples count, those that are no crystals included.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from crystalml.benchmarks import csp
+from crystalml.benchmarks.report import environment, pick_device, show
+from crystalml.benchmarks.targets import choose, per_crystal, read_test, structures
+from crystalml.datasets.arrays import Arrays
+from crystalml.embedders import load_embedder
+from crystalml.errors import InputError
+from crystalml.evaluation.result import Evaluation, Metric, plain_data
+from crystalml.evaluation.run import evaluate
+from crystalml.journal import write_json
+from crystalml.progress import ProgressBar
+from crystalml.prototypes import substitute
+from crystalml.weights import DEFAULT_POTENTIAL
+
+GENERATORS = ("gemsdiff", "dao-g", "diffcsp", "prototypes")
+PROTOTYPES = "prototypes"  # the likeliest of the shipped atlas: no network
+GROUPS = ("validity", "distribution", "energy", "frechet", "match")
+COLUMNS = {
+    "valid_structure": "valid %",
+    "density_wasserstein": "density W1",
+    "energy_wasserstein": "energy W1",
+    "frechet": "Frechet",
+    "match_rate_1": "match %",
+    "rmse_1": "RMSE",
+}
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A sample for each target, which it names, and what drawing them took."""
+
+    samples: list[Atoms]
+    seconds: float
+    settings: dict[str, Any]
+
+
+def run(
+    test: str | Path,
+    generators: Sequence[str] = GENERATORS,
+    *,
+    benchmark: str | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    energy_model: str = DEFAULT_POTENTIAL,
+    embedder: Any = None,
+    out: str | Path = "benchmark-generators",
+    device: str | None = None,
+    processes: int = 1,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Validity, distances of density, energy and features, match rate and speed of each generator.
+
+    generators: shipped names, paths or hf:// addresses of diffusion models, sampled by the published sampler
+    of each (steps: see `sample.solvers`), and "prototypes", the substitution baseline. n targets are chosen
+    by the seed, None takes all. energy_model, embedder: see `evaluate`. Each generator has a folder in `out`
+    with its samples, table and report; stopped, the same call goes on, and a larger n draws what is missing.
+    Writes `out`/result.json and returns it. Raises InputError where a name is given twice.
+    """
+    if not generators or len(set(generators)) < len(generators):
+        raise InputError(f"give each generator once, not {', '.join(generators) or 'none'}")
+    where, folder = pick_device(device), Path(out)
+    chosen = load_embedder(embedder, str(where))  # before hours of sampling
+    targets = choose(read_test(test, benchmark), n, seed)
+    about = {"test": Path(test).name, "rows": benchmark or "all", "seed": seed}
+    rows = []
+    for name in generators:
+        own = folder / name.strip("/").replace("/", "_")
+        if name == PROTOTYPES:
+            drawn = _substituted(targets, progress)
+        else:
+            job = csp.prepare(name, None, where, ("pc", steps, "code"), 0.0)
+            drawn = _diffused(targets, job, about, own, progress)
+        verdict = evaluate(
+            drawn.samples, targets, metrics=GROUPS, out=folder, shots=(1,), energy_model=energy_model,
+            embedder=chosen, processes=processes, seed=seed, device=device, progress=progress,
+        )  # fmt: skip
+        verdict.save(own)
+        rows.append(_row(name, drawn, verdict))
+    result = {
+        "benchmark": "generators",
+        **about,
+        "targets": len(targets),
+        "energy_model": rows[0]["energy_model"],
+        "embedder": chosen.name,
+        "floors": {key: row["floor"] for key, row in rows[0]["figures"].items() if row["floor"] is not None},
+        "rows": rows,
+        "environment": environment(where),
+    }
+    write_json(folder / "result.json", result)
+    _print(result)
+    return result
+
+
+def _diffused(targets: Arrays, job: csp.Job, about: dict[str, Any], out: Path, progress: bool) -> Drawn:
+    rows = csp.collect(targets, job, 1, {**about, **job.settings}, out, progress=progress)
+    species = per_crystal(targets, targets.numbers)
+    found = [
+        _sample(name, numbers, np.reshape(row[0].lattice, (3, 3)), np.reshape(row[0].frac, (-1, 3)))
+        for name, numbers, row in zip(targets.ids, species, rows, strict=True)
+    ]
+    settings = {**job.settings, "evaluations": job.sampler.evaluations}
+    return Drawn(found, sum(row[0].seconds for row in rows), settings)
+
+
+def _substituted(targets: Arrays, progress: bool) -> Drawn:
+    found, seconds = [], 0.0
+    with ProgressBar(progress, PROTOTYPES) as bar:
+        bar.add(len(targets))
+        for name, truth in zip(targets.ids, structures(targets), strict=True):
+            start = time.perf_counter()
+            first = substitute(truth.composition, 1, warn=False)
+            seconds += time.perf_counter() - start
+            crystal = first[0] if first else truth
+            # What is missing has a cell of NaN: it stays in the table and fails every test.
+            cell = crystal.lattice.matrix if first else np.full((3, 3), np.nan)
+            found.append(_sample(name, np.array(crystal.atomic_numbers), cell, crystal.frac_coords))
+            bar.advance(1)
+    return Drawn(found, seconds, {"model": PROTOTYPES, "evaluations": 0})
+
+
+def _sample(target: str, numbers: Array, lattice: Array, frac: Array) -> Atoms:
+    return Atoms(numbers.astype(int), cell=lattice, scaled_positions=frac, pbc=True, info={"target": target})
+
+
+def _row(name: str, drawn: Drawn, verdict: Evaluation) -> dict[str, Any]:
+    figures = {key: plain_data(asdict(verdict.metrics[key])) for key in COLUMNS if key in verdict.metrics}
+    return {
+        "generator": name,
+        **drawn.settings,
+        "sampling_seconds": drawn.seconds,
+        "structures_per_second": len(drawn.samples) / drawn.seconds,
+        "energy_model": verdict.settings["energy_model"],
+        "unreadable": verdict.settings["samples"] - verdict.settings["readable"],
+        "figures": figures,
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    def cell(figure: dict[str, Any] | None) -> str:
+        if figure is None or figure["value"] is None:
+            return "-"
+        metric = Metric(**figure)
+        return f"{metric.text()} ({metric.range_text()})" if metric.range_text() else metric.text()
+
+    rows = [
+        (
+            row["generator"],
+            *(cell(row["figures"].get(key)) for key in COLUMNS),
+            row["evaluations"],
+            f"{row['sampling_seconds']:.3g}",
+            f"{row['structures_per_second']:.3g}",
+        )
+        for row in result["rows"]
+    ]
+    floors = ", ".join(f"{COLUMNS[key]} {value:.3g}" for key, value in result["floors"].items())
+    show(
+        f"one sample for each of {result['targets']:,} compositions of {result['test']} (95 % intervals)",
+        ["", *COLUMNS.values(), "evaluations", "seconds", "structures/s"],
+        rows,
+        f"energies by {result['energy_model']}, features of {result['embedder']}; "
+        f"two halves of the reference: {floors}",
+    )
