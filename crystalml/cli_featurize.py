@@ -161,13 +161,14 @@ def pack_csd(
         "crystalml benchmark matbench DATA --tasks phonons,dielectric --max-train 1000 --seen 10000",
         "crystalml benchmark matbench DATA --tasks log_kvrh --rows random,pfm --shares 5,10,20,50,100",
         "crystalml benchmark matbench DATA --rows rr --encoder rr=rr.safetensors",
+        "crystalml benchmark matbench DATA --tasks mp_gap,log_kvrh --rows mean,ready --seeds 0",
     )
 )
 def matbench(
     folder: Annotated[Path, typer.Argument(help="Folder of the real data (properties/, tests/, crysdb/).")],
     tasks: Annotated[str, typer.Option(help="List of tasks, or all.")] = "all",
     rows: Annotated[
-        str, typer.Option(help="mean, magpie-rf, random, pfm, dao-p, NAME of --encoder, NAME-ridge.")
+        str, typer.Option(help="mean, magpie-rf, random, pfm, dao-p, ready, NAME of --encoder, NAME-ridge.")
     ] = "mean,magpie-rf,random,pfm,pfm-ridge,dao-p",
     encoder: Annotated[
         list[str] | None, typer.Option(help="NAME=weights of a further row; may be repeated.")
@@ -182,6 +183,7 @@ def matbench(
     seen: Annotated[int, typer.Option(min=1, help="Crystals shown to a network while it learns.")] = 100_000,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.")] = Path("benchmark-matbench"),
+    keep: Annotated[Path | None, typer.Option(help="Folder for the fitted models.")] = None,
     device: Device = None,
 ) -> None:
     """Property prediction on MatBench's tasks; stopped, it goes on where it was."""
@@ -204,7 +206,7 @@ def matbench(
         lr=lr,
     )
     names = tuple(TASKS) if tasks == "all" else tuple(tasks.split(","))
-    run(folder, names, tuple(rows.split(",")), settings, encoders=given, out=out, device=device)
+    run(folder, names, tuple(rows.split(",")), settings, encoders=given, out=out, keep=keep, device=device)
 
 
 @measures.command(name="features", epilog=examples("crystalml benchmark features crystals.parquet -n 100"))

@@ -434,7 +434,7 @@ def crysdiff(
     device: Device = None,
 ) -> None:
     """Properties by diffusion beside regression: errors, CRPS, coverage; stopped, it goes on."""
-    from crystalml.benchmarks.crysdiff import PROPERTIES, ROWS, Settings, run
+    from crystalml.benchmarks.crysdiff import PROPERTIES, USUAL, Settings, run
 
     settings = Settings(
         encoder, seen, minutes, max_train, max_test, max_atoms, encoder_lr=encoder_lr, seed=seed
@@ -442,7 +442,7 @@ def crysdiff(
     run(
         folder,
         properties.split(",") if properties else PROPERTIES,
-        rows.split(",") if rows else tuple(ROWS),
+        rows.split(",") if rows else USUAL,
         numbers(fractions, "--fractions"),
         settings,
         out=out,

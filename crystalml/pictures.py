@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +59,24 @@ def parity(
     return mae
 
 
+Point = tuple[int, float, float, float]  # labels, error, and the ends of its interval
+
+
 def learning_curves(path: Path, result: Mapping[str, Any]) -> None:
-    """Error against labels for every task and row of a matbench result that has more than one share."""
-    curves: dict[str, dict[str, list[tuple[int, float, float, float]]]] = {}
-    for task, found in result.get("tasks", {}).items():
-        rows: dict[str, list[tuple[int, float, float, float]]] = {}
-        for key, cell in found["rows"].items():
-            row = key.partition("@")[0]
-            rows.setdefault(row, []).append((cell["train"], cell["mae"], *cell["interval"]))
-        rows = {row: sorted(points) for row, points in rows.items() if len(points) > 1}
-        if rows:
-            curves[task] = rows
+    """Error against labels for every task and row that has more than one share, of matbench or crysdiff."""
+    curves: dict[str, dict[str, list[Point]]] = {}
+    for task, row, point in _points(result):
+        curves.setdefault(task, {}).setdefault(row, []).append(point)
+    for task, rows in list(curves.items()):
+        curves[task] = {row: sorted(points) for row, points in rows.items() if len(points) > 1}
+        if not curves[task]:
+            del curves[task]
     if not curves:
-        raise InputError("the result holds no learning curve: run the benchmark with --shares 5,10,20,50,100")
+        raise InputError(
+            "the result holds no learning curve: run the benchmark with --shares (--fractions) 5,20,100"
+        )
+    units = {r["property"]: r["unit"] for r in result.get("records", ())}
+    units |= {task: found["unit"] for task, found in result.get("tasks", {}).items()}
     columns = min(3, len(curves))
     lines = -(-len(curves) // columns)
     figure, axes = _panels(lines, columns, (3.4 * columns, 2.8 * lines))
@@ -82,12 +87,21 @@ def learning_curves(path: Path, result: Mapping[str, Any]) -> None:
             ax.errorbar(
                 labels, mae, (mae - low, high - mae), marker="o", ms=3, lw=1, label=row, color=palette[k % 6]
             )
-        unit = result["tasks"][task]["unit"]
-        ax.set(xscale="log", yscale="log", xlabel="labels", title=task, ylabel=f"MAE {unit}".rstrip())
+        ax.set(xscale="log", yscale="log", xlabel="labels", title=task, ylabel=f"MAE {units[task]}".rstrip())
         ax.legend(fontsize=7)
     for ax in axes[len(curves) :]:
         ax.set_axis_off()
     _save(figure, path)
+
+
+def _points(result: Mapping[str, Any]) -> Iterator[tuple[str, str, Point]]:
+    """Task, row and point of everything that a result of `benchmark matbench` or `crysdiff` holds."""
+    for task, found in result.get("tasks", {}).items():
+        for key, cell in found["rows"].items():
+            yield task, key.partition("@")[0], (cell["train"], cell["mae"], *cell["interval"])
+    for record in result.get("records", ()):
+        mae = record["mae"]
+        yield record["property"], record["row"], (record["train"], mae["mean"], *mae["interval"])
 
 
 def crystal_map(

@@ -39,6 +39,20 @@ def test_learning_curves_need_several_shares(tmp_path: Path) -> None:
     learning_curves(tmp_path / "c.svg", result)
     text = (tmp_path / "c.svg").read_text()
     assert text.count("<svg") == 1 and len(text) > 5000
+    records = [
+        {
+            "property": "gap",
+            "row": "frozen",
+            "unit": "eV",
+            "train": n,
+            "mae": {"mean": 1 / n, "interval": [0.5 / n, 2 / n]},
+        }
+        for n in (10, 100)
+    ]
+    learning_curves(tmp_path / "e.svg", {"records": records})
+    assert (tmp_path / "e.svg").stat().st_size > 5000
+    with pytest.raises(InputError, match="--fractions"):
+        learning_curves(tmp_path / "d.svg", {"records": records[:1]})
     flat = {"tasks": {"phonons": {"unit": "", "rows": {"pfm@100": _cell(5, 1.0)}}}}
     with pytest.raises(InputError, match="--shares"):
         learning_curves(tmp_path / "d.svg", flat)

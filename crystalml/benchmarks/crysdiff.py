@@ -1,7 +1,8 @@
 """CrysDiff's study: properties by diffusion or by regression, pretrained, frozen, from many labels or few.
 
-Crystals of JARVIS come with their official splits; those of MatBench and of the Materials Project are cut
-60/20/20 at random. Every fit is shown the same number of crystals; the best round on validation counts.
+Crystals of JARVIS and of SuperCon come with their official splits; those of MatBench and of the Materials
+Project are cut 60/20/20 at random. Every fit is shown the same number of crystals; the best round on validation
+counts.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ JARVIS = {
 }
 """The nine properties of the paper's table, by the name of their column."""
 MATBENCH = {"mp-e_form": "mp_e_form", "mp-gap": "mp_gap", "mp-log_k": "log_kvrh", "mp-log_g": "log_gvrh"}
-PROPERTIES = (*JARVIS, *MATBENCH, "mp-ehull")
+SUPERCON = "supercon-log_tc"
+"""log10 of the measured critical temperature: the worked example of experimental data."""
+PROPERTIES = (*JARVIS, *MATBENCH, "mp-ehull", SUPERCON)
 
 ROWS = {
     "scratch + regression": {"method": "regression", "pretrained": False, "freeze": False},
@@ -60,7 +63,10 @@ ROWS = {
     "pretrained + diffusion": {"method": "diffusion", "pretrained": True, "freeze": False},
     "frozen + regression": {"method": "regression", "pretrained": True, "freeze": True},
     "frozen + diffusion": {"method": "diffusion", "pretrained": True, "freeze": True},
+    "frozen + diffusion (mlp)": {"method": Diffusion(head="mlp"), "pretrained": True, "freeze": True},
+    "frozen + diffusion (paper)": {"method": Diffusion(head="paper"), "pretrained": True, "freeze": True},
 }
+USUAL = tuple(ROWS)[:6]
 _LEVELS = (np.arange(100) + 0.5) / 100  # the distribution, for its CRPS
 
 
@@ -95,7 +101,7 @@ class Labelled:
 def run(
     root: str | Path,
     properties: Sequence[str] = PROPERTIES,
-    rows: Sequence[str] = tuple(ROWS),
+    rows: Sequence[str] = USUAL,
     fractions: Sequence[float] = (100,),
     settings: Settings | None = None,
     *,
@@ -151,7 +157,10 @@ def _check(properties: Sequence[str], rows: Sequence[str], fractions: Sequence[f
 
 def load(root: str | Path, name: str, settings: Settings) -> Labelled:
     """The labelled crystals of one property; limits thin them out at random, the same for every row."""
-    arrays, y, parts, unit = _jarvis(root, name) if name in JARVIS else _mp(root, name, settings.seed)
+    if name in JARVIS:
+        arrays, y, parts, unit = _jarvis(root, name)
+    else:
+        arrays, y, parts, unit = _supercon(root) if name == SUPERCON else _mp(root, name, settings.seed)
     limits = {"train": settings.max_train, "val": None, "test": settings.max_test}
     if settings.max_train:
         limits["val"] = max(1, settings.max_train // 3)
@@ -171,9 +180,18 @@ Cut = tuple[Arrays, NDArray[np.float64], dict[str, Ids], str]
 def _jarvis(root: str | Path, name: str) -> Cut:
     column, unit = JARVIS[name]
     data = read_parquet(Path(root, "properties", "jarvis_3536.parquet"))
-    y, split = data.labels[column].astype(np.float64), data.strings[f"{column}_split"]
-    known = np.isfinite(y)
-    return data, y, {k: np.flatnonzero(known & (split == k)) for k in ("train", "val", "test")}, unit
+    y = data.labels[column].astype(np.float64)
+    return data, y, _official(y, data.strings[f"{column}_split"]), unit
+
+
+def _supercon(root: str | Path) -> Cut:
+    data = read_parquet(Path(root, "superconductors", "supercon3d_ordered.parquet"))
+    y = np.log10(data.labels["tc"].astype(np.float64))
+    return data, y, _official(y, data.strings["split"]), "log10 K"
+
+
+def _official(y: NDArray[np.float64], split: NDArray[Any]) -> dict[str, Ids]:
+    return {k: np.flatnonzero(np.isfinite(y) & (split == k)) for k in ("train", "val", "test")}
 
 
 def _mp(root: str | Path, name: str, seed: int) -> Cut:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crystalml.benchmarks.matbench_tasks import TASKS, load_task, split
+from crystalml.benchmarks.matbench_tasks import TASKS, Task, load_task, split
 from crystalml.benchmarks.report import environment, pick_device, show
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.arrays import pack
+from crystalml.embed import knows_cell
 from crystalml.errors import InputError
 from crystalml.journal import Journal, write_json
 from crystalml.metrics.intervals import bootstrap_ratio
@@ -32,7 +33,18 @@ PLAIN = ("mean", "magpie-rf")
 ENCODERS = {"pfm": "fourierframenet-pfm", "dao-p": "dao-p-diffusion"}  # shipped; others are given by path
 PRETRAINED = ("rr", "ebm-nce", "infonce", "ddm")
 _ORDER = (*PLAIN, "random", *PRETRAINED, "pfm", "pfm-ridge", "dao-p")
-LABELS_SEEN = {("mp_e_form", "dao-p"): "was taught formation energies of these crystals"}
+_TAUGHT = "was taught formation energies of these crystals"
+LABELS_SEEN = {("mp_e_form", row): _TAUGHT for row in ("dao-p", "dao-p-energy")}
+READY = "ready"  # the row of the shipped property model
+
+
+@dataclass(frozen=True)
+class Start:
+    """What fits start from and where they run: weights by row, device, folder for the fitted models."""
+
+    weights: Mapping[str, str]
+    device: str | None = None
+    keep: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ def run(
     *,
     encoders: Mapping[str, str] | None = None,
     out: str | Path = "benchmark-matbench",
+    keep: str | Path | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -67,11 +80,13 @@ def run(
 
     encoders: row -> weights (path, shipped name), for rows such as "rr" whose weights are not shipped. A row
     "NAME-ridge" puts a ridge regression on the frozen features of NAME. "random" has the network of "pfm"
-    with untrained weights. Raises InputError for unknown tasks and rows without weights.
+    with untrained weights, "ready" is the shipped model of the property, which learns no more. keep: a folder
+    for the fitted networks. Raises InputError for unknown tasks and rows without weights.
     """
     settings = settings or Settings()
     weights = {**ENCODERS, **(encoders or {})}
-    _check(tasks, rows, weights)
+    _check(tasks, rows, weights, settings)
+    start = Start(weights, device, None if keep is None else Path(keep))
     journal = Journal(Path(out), "results.jsonl")
     note = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items() if k != "seeds"}
     found = journal.open({**note, "shares": None})
@@ -88,7 +103,7 @@ def run(
                 if (name, row) not in LABELS_SEEN and (name, row, seed, share) not in done
             ]
             bar.advance(len(rows) * len(settings.seeds) * len(settings.shares) - len(todo))
-            for record in _task(root, name, todo, settings, weights, device) if todo else ():
+            for record in _task(root, name, todo, settings, start) if todo else ():
                 record["weights"] = prints.get(record["row"], "")
                 journal.append([record])
                 found.append(record)
@@ -99,13 +114,23 @@ def run(
     return result
 
 
-def _check(tasks: Sequence[str], rows: Sequence[str], weights: Mapping[str, str]) -> None:
+def _check(tasks: Sequence[str], rows: Sequence[str], weights: Mapping[str, str], settings: Settings) -> None:
     for name in tasks:
         if name not in TASKS:
             raise InputError(f"unknown task {name!r}; choose from {', '.join(TASKS)}")
+    if READY in rows:
+        if bad := [name for name in tasks if not TASKS[name].ready]:
+            raise InputError(
+                f"no shipped model predicts {bad[0]!r}; leave out the row {READY!r}, or this task"
+            )
+        if (settings.seeds, settings.shares, settings.folds) != ((0,), (100,), "random"):
+            raise InputError(
+                f"shipped models were fitted to the training crystals of seed 0: the row {READY!r} is fair "
+                "only with --seeds 0 and without --shares or --folds"
+            )
     for row in rows:
         base = row.removesuffix("-ridge")
-        if row not in PLAIN and base != "random" and base not in weights:
+        if row not in (*PLAIN, READY) and base != "random" and base not in weights:
             raise InputError(f"row {row!r} needs weights: --encoder {base}=FILE; known: {', '.join(_ORDER)}")
 
 
@@ -129,8 +154,7 @@ def _task(
     name: str,
     todo: Sequence[tuple[str, int, int]],
     settings: Settings,
-    weights: Mapping[str, str],
-    device: str | None,
+    start: Start,
 ) -> Any:
     """One record for each (row, seed, share)."""
     data = load_task(root, name)
@@ -139,14 +163,17 @@ def _task(
         for seed in {seed for _, seed, _ in todo}
     }
     used = np.unique(np.concatenate([ids for part in parts.values() for ids in part.values()]))
-    cells, _ = primitive_cells(pack(data.crystals[used], labels=())[:])
+    cells = pack(data.crystals[used], labels=())[:]
+    if any(_sees_cells(row, start) for row, _, _ in todo):
+        cells, _ = primitive_cells(cells)  # once for all rows
     place = {int(k): i for i, k in enumerate(used)}
     for row, seed, share in todo:
         ids = {part: np.array([place[int(k)] for k in parts[seed][part]]) for part in parts[seed]}
         keep = max(2, round(len(ids["train"]) * share / 100))
         ids["train"] = np.random.default_rng(seed).permutation(ids["train"])[:keep]
-        y, start = data.y[used], time.perf_counter()
-        predicted = _predict(row, cells, y, ids, seed, settings, weights, device)
+        y, begun = data.y[used], time.perf_counter()
+        where = start.keep and start.keep / f"{name}-{row}-{seed}-{share}.safetensors"
+        predicted = _predict(row, data.task, cells, y, ids, seed, settings, start, where)
         error = np.abs(predicted - y[ids["test"]])
         yield {
             "task": name,
@@ -155,22 +182,30 @@ def _task(
             "share": share,
             **{part: len(places) for part, places in ids.items()},
             "mae": float(error.mean()),
-            "seconds": time.perf_counter() - start,
+            "seconds": time.perf_counter() - begun,
             "errors": [float(f"{e:.4g}") for e in error],
         }
 
 
+def _sees_cells(row: str, start: Start) -> bool:
+    if row in (*PLAIN, READY):
+        return False
+    base = row.removesuffix("-ridge")
+    return knows_cell(_architecture(start.weights["pfm" if base == "random" else base]))
+
+
 def _predict(
     row: str,
+    task: Task,
     cells: CrystalBatch,
     y: Values,
     ids: Mapping[str, NDArray[np.int64]],
     seed: int,
     settings: Settings,
-    weights: Mapping[str, str],
-    device: str | None,
+    start: Start,
+    keep: Path | None,
 ) -> Values:
-    """(t,) values of the test crystals by one model."""
+    """(t,) values of the test crystals by one model, which is written to the file `keep` if it learned."""
     train, val, test = (ids[part] for part in ("train", "val", "test"))
     if row == "mean":
         return np.full(len(test), y[train].mean())
@@ -180,19 +215,28 @@ def _predict(
         forest = RandomForestRegressor(300, max_features=1 / 3, random_state=seed)
         forest.fit(_magpie(cells, train), y[train])
         return np.asarray(forest.predict(_magpie(cells, test)), np.float64)
+    if row == READY:
+        ready = PropertyPredictor.load(task.ready, start.device)
+        return np.asarray(ready.predict(cells[_ids(test)]), np.float64)
     base = row.removesuffix("-ridge")
+    weights = start.weights
     encoder: str | EncoderConfig = weights[base] if base != "random" else _architecture(weights["pfm"])
     predictor = PropertyPredictor(
         encoder,
         "ridge" if row.endswith("-ridge") else "regression",
+        name=task.ready or task.label,
+        unit=task.unit,
         primitive=False,
         epochs=math.ceil(settings.seen / len(train)),
         patience=math.ceil(settings.seen / len(train)),
         lr=settings.lr,
         seed=seed,
-        device=device,
+        device=start.device,
     )
     predictor.fit(cells[_ids(train)], y[train], (cells[_ids(val)], y[val]))
+    if keep is not None:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        predictor.save(keep)
     return np.asarray(predictor.predict(cells[_ids(test)]), np.float64)
 
 

@@ -1,4 +1,4 @@
-"""The eight regression tasks of NeuralCrystal's Table 1, on the crystals at hand."""
+"""The eight regression tasks of NeuralCrystal's Table 1, on the crystals at hand, and MP-20's energies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalml.datasets.arrays import Arrays
-from crystalml.datasets.crysdb import read_parquet
+from crystalml.datasets.crysdb import BENCHMARKS, ENERGY, read_parquet
 from crystalml.datasets.splits import random_split
 from crystalml.errors import InputError
 
@@ -24,7 +24,9 @@ class Task:
     """Where a task's crystals and labels are. size: rows of the official task.
 
     paper: mean absolute errors of NeuralCrystal's Table 1, by row. ids: the file holds labels by Materials
-    Project id, crystals come from CrysDB. stand_in: not the official data set, only its property.
+    Project id, crystals come from CrysDB. stand_in: not the official data set, only its property. official:
+    it has splits of its own, whatever the seed. ready: the shipped model of the property, fitted to the
+    training crystals of seed 0.
     """
 
     file: str
@@ -34,6 +36,8 @@ class Task:
     paper: Mapping[str, float] = field(default_factory=dict)
     ids: bool = False
     stand_in: bool = False
+    official: bool = False
+    ready: str = ""
 
 
 def _paper(*values: float) -> dict[str, float]:
@@ -57,6 +61,7 @@ TASKS: dict[str, Task] = {
         "log10 GPa",
         10_987,
         _paper(0.082, 0.083, 0.085, 0.083, 0.079, 0.077),
+        ready="log-g",
     ),
     "log_kvrh": Task(
         "properties/matbench_log_kvrh.parquet",
@@ -64,6 +69,7 @@ TASKS: dict[str, Task] = {
         "log10 GPa",
         10_987,
         _paper(0.060, 0.061, 0.061, 0.062, 0.061, 0.059),
+        ready="log-k",
     ),
     "exfoliation": Task(
         "properties/2dmatpedia_exfoliation.parquet",
@@ -87,6 +93,7 @@ TASKS: dict[str, Task] = {
         106_113,
         _paper(0.214, 0.227, 0.240, 0.237, 0.228, 0.222),
         ids=True,
+        ready="band-gap",
     ),
     "mp_e_form": Task(
         "properties/matbench_mp_e_form_ids.parquet",
@@ -96,17 +103,30 @@ TASKS: dict[str, Task] = {
         _paper(0.035, 0.036, 0.036, 0.040, 0.036, 0.034),
         ids=True,
     ),
+    "mp_20_e_form": Task(
+        "tests/mp_20_test.parquet",
+        ENERGY,
+        "eV/atom",
+        45_231,
+        {"dao-p": 0.026},  # DAO, its own paper
+        official=True,
+        ready="formation-energy",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Data:
-    """The crystals of a task that are at hand, their values (b,), and their rows in the official task."""
+    """The crystals of a task that are at hand, their values (b,), and their rows in the official task.
+
+    parts: positions of train, val and test crystals of a task that has splits of its own.
+    """
 
     task: Task
     crystals: Arrays
     y: NDArray[np.float64]
-    rows: Ids | None
+    rows: Ids | None = None
+    parts: Mapping[str, Ids] | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -117,6 +137,8 @@ def load_task(root: str | Path, name: str) -> Data:
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; choose from {', '.join(TASKS)}")
     task = TASKS[name]
+    if task.official:
+        return _mp_20(Path(root), task)
     crystals = _joined(Path(root), task) if task.ids else read_parquet(Path(root, task.file))
     y = crystals.labels[task.label].astype(np.float64)
     if task.stand_in:
@@ -126,7 +148,25 @@ def load_task(root: str | Path, name: str) -> Data:
     rows = None
     if "mbid" in crystals.strings:
         rows = np.array([int(text.rsplit("-", 1)[1]) - 1 for text in crystals.strings["mbid"]])
-    return Data(task, replace(crystals, labels={}, strings={}, atom_labels={}), y, rows)
+    return Data(task, _bare(crystals), y, rows)
+
+
+def _bare(crystals: Arrays) -> Arrays:
+    return replace(crystals, labels={}, strings={}, atom_labels={})
+
+
+def _mp_20(root: Path, task: Task) -> Data:
+    """The official splits of MP-20, as far as CrysDB holds them; the test is complete."""
+    mp = read_parquet(root / "crysdb" / "mp.parquet")
+    mp = mp[np.isfinite(mp.labels[task.label])]
+    code, split = mp.labels["benchmark"], mp.strings["split"]
+    kinds = {"train": (code == BENCHMARKS.index("mp_20_train")) & (split == "train")}
+    kinds["val"] = code == BENCHMARKS.index("mp_20_val")
+    pieces = [*(mp[chosen] for chosen in kinds.values()), read_parquet(root / task.file)]
+    ends = np.cumsum([0, *map(len, pieces)])
+    parts = {name: np.arange(*ends[k : k + 2]) for k, name in enumerate(("train", "val", "test"))}
+    y = np.concatenate([piece.labels[task.label] for piece in pieces]).astype(np.float64)
+    return Data(task, Arrays.cat([_bare(piece) for piece in pieces]), y, parts=parts)
 
 
 def _joined(root: Path, task: Task) -> Arrays:
@@ -147,13 +187,15 @@ def _joined(root: Path, task: Task) -> Arrays:
 def split(
     data: Data, seed: int, folds: str = "random", max_train: int | None = None, max_test: int | None = None
 ) -> dict[str, Ids]:
-    """Positions of train, val and test crystals.
+    """Positions of train, val and test crystals; tasks with splits of their own have but these.
 
     "random": 60/20/20, seed 0, 1, 2 ... (NeuralCrystal). "official": MatBench's fold number `seed` (0..4), of
     which those at hand are tested; of the rest a fifth watches. max_train and max_test thin out what is
     there, at random but the same for every model; validation then has at most a third of max_train.
     """
-    if folds == "official":
+    if data.parts is not None:
+        parts = dict(data.parts)
+    elif folds == "official":
         parts = _official(data, seed)
     elif folds == "random":
         parts = random_split(len(data), SHARES, seed)

@@ -28,7 +28,7 @@ def few() -> Labelled:
 
 def test_figures_of_a_fit(encoder: str) -> None:
     settings = Settings(encoder, seen=40)
-    for row in ("frozen + diffusion", "scratch + regression"):
+    for row in ("frozen + diffusion", "scratch + regression", "frozen + diffusion (paper)"):
         found = measure(few(), row, 50, settings, "cpu")
         assert (found["train"], found["val"], found["test"], found["unit"]) == (10, 10, 10, "eV")
         assert found["mae"]["mean"] == pytest.approx(np.mean(found["errors"]), rel=1e-3)
@@ -73,6 +73,13 @@ def test_official_splits_and_limits(shared_data: Path) -> None:
     assert int(few.crystals.num_atoms.max()) <= 8 and len(few.y) == len(few.crystals) == 95
 
 
+def test_superconductors_keep_their_official_split(shared_data: Path) -> None:
+    data = load(shared_data, "supercon-log_tc", Settings(max_atoms=2))
+    assert data.unit == "log10 K" and -3 < data.y.min() < data.y.max() < 3
+    whole = load(shared_data, "supercon-log_tc", Settings())
+    assert {k: len(v) for k, v in whole.parts.items()} == {"train": 615, "val": 201, "test": 201}
+
+
 @pytest.mark.parametrize(
     ("name", "row", "fraction", "said"),
     [("gap", "frozen + diffusion", 100, "property 'gap'"), ("jarvis-kv", "x", 100, "row 'x'"),
@@ -81,4 +88,4 @@ def test_official_splits_and_limits(shared_data: Path) -> None:
 def test_what_it_does_not_know(name: str, row: str, fraction: float, said: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said):
         run("", [name], [row], [fraction], out=tmp_path / "none")
-    assert not (tmp_path / "none").exists() and len(PROPERTIES) == 14
+    assert not (tmp_path / "none").exists() and len(PROPERTIES) == 15

@@ -1,4 +1,4 @@
-"""Every featurizer that is installed gets a speed, a missing package is named, too few crystals are refused."""
+"""Featurizers that are installed get a speed, a missing package is named, too few crystals are refused."""
 
 import json
 import sys

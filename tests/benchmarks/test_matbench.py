@@ -11,15 +11,33 @@ from sklearn.model_selection import KFold
 
 from crystalml.benchmarks import matbench
 from crystalml.benchmarks.matbench import Settings, run
-from crystalml.benchmarks.matbench_tasks import FOLD_SEED, TASKS, load_task, split
+from crystalml.benchmarks.matbench_tasks import FOLD_SEED, TASKS, Task, load_task, split
+from crystalml.crystal import CrystalBatch
+from crystalml.datasets.arrays import pack
 from crystalml.errors import InputError
 from crystalml.models.fourierframenet import FourierFrameNetConfig
 from crystalml.models.model import ModelConfig
+from crystalml.property import PropertyPredictor
 from crystalml.testing import rand_crystals
 from crystalml.training.checkpoint import save_model
 from crystalml.weights.registry import load_model
 
 COUNT = 60
+
+
+def two_atoms(first: int, second: int, a: float, place: float = 0.25) -> CrystalBatch:
+    """Face-centred cubic with an atom at `place` of the diagonal: 0.25 zinc blende, 0.5 rock salt."""
+    frac, cell = torch.tensor([[0.0] * 3, [place] * 3]), a / 2 * (torch.ones(3, 3) - torch.eye(3))
+    return CrystalBatch(torch.tensor([first, second]), frac, cell[None], torch.tensor([2]))
+
+
+DIAMOND, ROCK_SALT, LEAD = two_atoms(6, 6, 3.57), two_atoms(11, 17, 5.64, 0.5), two_atoms(82, 82, 6.5)
+SOFT_AND_HARD = {  # of every ready model a low and a high value
+    "log-k": (ROCK_SALT, DIAMOND),  # 24 and 440 GPa
+    "log-g": (ROCK_SALT, DIAMOND),  # 15 and 530 GPa
+    "band-gap": (LEAD, ROCK_SALT),  # a metal, 5 eV in PBE
+    "formation-energy": (ROCK_SALT, LEAD),  # -2.1 and, in this structure, above 0 eV/atom
+}
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +156,76 @@ def test_bad_requests_are_refused(root: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_paper_has_a_number_for_every_task() -> None:
-    assert len(TASKS) == 8
-    assert all(len(task.paper) == 6 for task in TASKS.values())
+def test_the_paper_has_a_number_for_every_task_of_its_own() -> None:
+    own = [task for task in TASKS.values() if not task.official]
+    assert len(own) == 8
+    assert all(len(task.paper) == 6 for task in own)
+
+
+def table(count: int, seed: int) -> pd.DataFrame:
+    """Made-up crystals and energies as CrysDB writes them."""
+    x = rand_crystals(seed, count, max_atoms=3)
+    parts = x.split()
+    return pd.DataFrame(
+        {
+            "material_id": [f"mp-{seed}-{k}" for k in range(count)],
+            "numbers": [p.numbers.tolist() for p in parts],
+            "frac_coords": [p.frac.flatten().tolist() for p in parts],
+            "lattice": [p.lattice.flatten().tolist() for p in parts],
+            "n_atoms": x.num_atoms.tolist(),
+            "formation_energy_per_atom": (x.volume / x.num_atoms).numpy(),
+        }
+    )
+
+
+def test_mp_20_keeps_its_own_splits(tmp_path: Path, weights: str) -> None:
+    crysdb = table(30, 1)
+    crysdb["split"] = np.where(np.arange(30) % 3 == 2, "val", "train")
+    crysdb["benchmark"] = np.resize(["mp_20_train", None, "mp_20_val"], 30)
+    (tmp_path / "crysdb").mkdir()
+    (tmp_path / "tests").mkdir()
+    crysdb.to_parquet(tmp_path / "crysdb" / "mp.parquet")
+    table(7, 2).to_parquet(tmp_path / "tests" / "mp_20_test.parquet")
+    data = load_task(tmp_path, "mp_20_e_form")
+    for seed in (0, 1):
+        parts = split(data, seed)
+        assert {name: len(ids) for name, ids in parts.items()} == {"train": 10, "val": 10, "test": 7}
+    wanted = crysdb["formation_energy_per_atom"].to_numpy()
+    assert data.y[parts["train"]] == pytest.approx(wanted[::3]), "mp_20_train"
+    assert data.y[parts["val"]] == pytest.approx(wanted[2::3]), "mp_20_val"
+    assert len(split(data, 0, max_test=3)["test"]) == 3
+
+    rows, out = ["mean", "pfm"], tmp_path / "out"
+    kept, given = tmp_path / "kept", {"encoders": {"pfm": weights}, "progress": False}
+    result = run(tmp_path, ["mp_20_e_form"], rows, Settings((0,), seen=10), out=out, keep=kept, **given)  # type: ignore[arg-type]
+    assert [p.name for p in kept.iterdir()] == ["mp_20_e_form-pfm-0-100.safetensors"]
+    again = PropertyPredictor.load(kept / "mp_20_e_form-pfm-0-100.safetensors")
+    assert (again.name, again.unit) == ("formation-energy", "eV/atom")
+    x = pack(data.crystals[parts["test"]], labels=())[:]
+    mae = np.abs(again.predict(x) - data.y[parts["test"]]).mean()
+    assert mae == pytest.approx(result["tasks"]["mp_20_e_form"]["rows"]["pfm@100"]["mae"], rel=1e-4)
+
+
+def test_shipped_models_are_measured_on_what_they_have_not_learned(root: Path, tmp_path: Path) -> None:
+    for task, settings, words in (
+        ("phonons", Settings((0,)), "no shipped model predicts 'phonons'"),
+        ("log_kvrh", Settings((1,)), "--seeds 0"),
+        ("log_kvrh", Settings((0,), folds="official"), "--seeds 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(root, [task], ["ready"], settings, out=tmp_path)
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.ready], ids=lambda task: task.ready)
+def test_ready_models_are_shipped_and_find_the_order_of_crystals(task: Task) -> None:
+    predictor = PropertyPredictor.load(task.ready)
+    assert (predictor.name, predictor.unit) == (task.ready, task.unit)
+    soft, hard = SOFT_AND_HARD[task.ready]
+    x = CrystalBatch.cat([soft, hard])
+    low, high = predictor.predict(x)
+    assert high - low > 0.5
+    one, std = predictor.predict(x[torch.tensor([1])], return_std=True)
+    assert one[0] == pytest.approx(high, abs=1e-4) and std[0] > 0
 
 
 @pytest.mark.parametrize("name", TASKS)
