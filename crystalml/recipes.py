@@ -131,9 +131,9 @@ def diffcsp(size: Size = "small") -> Recipe:
 def gemsdiff(size: Size = "small", lattice_mode: Literal["diffuse", "predict"] = "diffuse") -> Recipe:
     """GemsDiff: GemsNet on the torus and the lattice's Lie algebra (Klipfel et al. 2024).
 
-    size "paper" has the noise levels of Table 1 and the losses and steps of the published code; the others
-    noise coordinates until they are uniform and take exact posterior steps. lattice_mode "predict": the
-    lattice is not noised but predicted, as in its later code.
+    size "paper" has the noise levels of Table 1 and the losses of the published code; the others noise
+    coordinates until they are uniform. lattice_mode "predict": the lattice is not noised but predicted, as in
+    its later code.
     """
     parts = ["gemsdiff", "paper" if size == "paper" else "", "predict" if lattice_mode == "predict" else ""]
     process = "-".join(part for part in parts if part)

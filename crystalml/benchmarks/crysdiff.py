@@ -1,8 +1,7 @@
 """CrysDiff's study: properties by diffusion or by regression, pretrained, frozen, from many labels or few.
 
-Crystals of JARVIS and of SuperCon come with their official splits; those of MatBench and of the Materials
-Project are cut 60/20/20 at random. Every fit is shown the same number of crystals; the best round on validation
-counts.
+JARVIS and SuperCon come with their official splits; crystals of MatBench and of the Materials Project are cut
+60/20/20 at random. Every fit is shown the same number of crystals; the best round on validation counts.
 """
 
 from __future__ import annotations

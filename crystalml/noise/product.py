@@ -67,14 +67,15 @@ class CrystalNoise:
     def gemsdiff(
         num_steps: int = 100,
         last: float = 6e-3,
-        posterior: Literal["exact", "code"] = "exact",
+        posterior: Literal["exact", "code"] = "code",
         lattice_mode: Literal["diffuse", "predict"] = "diffuse",
         dof: Literal[6, 9] = 6,
     ) -> CrystalNoise:
         """Lie-algebra lattice and torus of GemsDiff, whose mean displacement is always removed.
 
-        last: beta_T of the coordinates, 2e-3 in the paper's Table 1. lattice_mode="predict": no diffusion
-        of the lattice, see `PredictedCell`. dof 9 noises the orientation too, as in the paper.
+        last: beta_T of the coordinates, 2e-3 in the paper's Table 1. posterior: see `TorusDDPM`; that of the
+        published code matches more crystals (docs/gemsdiff.md). lattice_mode="predict": no diffusion of the
+        lattice, see `PredictedCell`. dof 9 noises the orientation too, as in the paper.
         """
         cell = LieDDPM.linear(num_steps, dof) if lattice_mode == "diffuse" else PredictedCell(num_steps)
         return CrystalNoise(cell, TorusDDPM.linear(num_steps, last, posterior), centered=True)
