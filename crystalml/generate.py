@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any, Literal, get_args
@@ -19,6 +19,7 @@ from crystalml.guidance import EnergyGuidance, check_noise
 from crystalml.hybrid.predict import Denoising, Hybrid, Request
 from crystalml.hybrid.rank import Ranker
 from crystalml.models.model import CrystalModel
+from crystalml.noise.wrapped import WrappedNormal
 from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
 from crystalml.prototypes import PrototypeAtlas
@@ -36,7 +37,7 @@ Answer = tuple[Structure, list[Structure]]
 RankBy = Literal["probability", "energy"]
 
 PART = 24  # requests refined together
-REFINING: tuple[int, Solver] = (5, "heun")  # from noise_level to the crystal, unless told otherwise
+REFINING = 5  # steps from noise_level to the crystal, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ class StructureGenerator:
             n, strategy, seed, guidance, steps, noise_level, rank_by, distinct, return_trajectory, progress,
             Fixed(space_group, lattice, fixed),
         )  # fmt: skip
-        single = isinstance(composition, str | Composition | Mapping)
+        # What is neither one nor a sequence of them is read as one, which says what is wrong with it.
+        single = isinstance(composition, str | Composition | Mapping) or not isinstance(composition, Iterable)
         wanted: list[Any] = [composition] if single else list(composition)  # type: ignore[arg-type]
         sizes = (formula_units, min_atoms, max_atoms)
         reader = Reader(self.atlas, self.model.card, wish.known_types, *sizes)
@@ -263,9 +265,9 @@ class StructureGenerator:
             judge = Predictor(self._potential("judge"), self.max_pairs)
         denoising = None
         if wish.noise_level:
-            steps, name = REFINING
+            name: Solver = "heun" if isinstance(self.noise.frac, WrappedNormal) else "pc"
             start = max(1, round(wish.noise_level * self.noise.num_steps))
-            sampler = make_sampler(name, self.noise, wish.steps or steps, start)
+            sampler = make_sampler(name, self.noise, wish.steps or min(REFINING, start), start)
             denoising = Denoising(self.model, sampler, wish.seed)
         return Hybrid(self.atlas, potential, judge, self.ranker, denoising=denoising)
 

@@ -14,6 +14,7 @@ from pymatgen.core import Composition, Lattice, Structure
 from crystalml.composition import parse_composition
 from crystalml.elements import atomic_number, symbol
 from crystalml.errors import InputError, TooManyAtomsError
+from crystalml.metrics.validity import MIN_DISTANCE
 from crystalml.prototypes import PrototypeAtlas
 from crystalml.prototypes.align import regroupings
 from crystalml.prototypes.atlas import logsumexp
@@ -23,6 +24,7 @@ CompositionLike = str | Composition | Mapping[Any, float]
 FormulaUnitsLike = int | range | Literal["auto"]
 
 FORMULAS = 12  # likeliest compositions of a chemical system that are looked at
+CLOSEST = MIN_DISTANCE**3 / 2**0.5  # A^3 an atom: the densest packing of spheres that the guard lets through
 LARGEST = 20  # atoms in a cell of a chemical system, where nothing says otherwise
 
 
@@ -97,7 +99,13 @@ class Fixed:
         return "" if self.lattice is None else "lattice"
 
     def check(self, cell: Cell) -> None:
-        """Raises InputError if the cell has not the atoms of the fixed sites."""
+        """Raises InputError if the atoms cannot be in the fixed lattice, or are not those of the fixed sites."""
+        lattice = self.lattice if self.sites is None else self.sites.lattice
+        if lattice is not None and not lattice.volume > cell.atoms * CLOSEST:
+            raise InputError(
+                f"a lattice of {lattice.volume:.3g} A^3 has no room for the {cell.atoms} atoms of "
+                f"{cell.formula}, {MIN_DISTANCE} A apart; lengths are in Angstrom"
+            )
         if self.sites is None:
             return
         wanted = cell.composition.get_el_amt_dict()

@@ -387,6 +387,10 @@ def test_what_cannot_be_fixed_is_refused(make):
         generator.sample("NaCl", 1, lattice=cell, strategy="hybrid", **QUIET)
     with pytest.raises(InputError, match="not two"):
         generator.sample("NaCl", 1, lattice=cell, space_group=225, **QUIET)
+    with pytest.raises(InputError, match="no room"):
+        generator.sample("NaCl", 1, lattice=Lattice.cubic(0.5), **QUIET)
+    with pytest.raises(CompositionError, match="int 5"):
+        generator.sample(5, **QUIET)
     with pytest.raises(InputError, match="2 Na are fixed"):
         generator.sample(
             "NaCl", 1, fixed=Structure(cell, ["Na", "Na"], [[0, 0, 0], [0.5, 0.5, 0.5]]), **QUIET
