@@ -25,6 +25,7 @@ from crystalml.errors import (
 from crystalml.generate import StructureGenerator
 from crystalml.guard import standardise, to_valid_structure
 from crystalml.metrics.validity import is_valid_structure
+from crystalml.noise.product import CrystalNoise
 from crystalml.prototypes import PrototypeAtlas
 from crystalml.request import Cell, Draw
 from crystalml.sample.template import FormulaUnits, formula_key, template
@@ -325,6 +326,15 @@ def test_known_types_say_where_they_come_from(make):
     assert all(math.isnan(s.properties["energy_per_atom"]) for s in plain)  # no potential has seen them
     moved = generator.sample("KBr", 1, strategy="hybrid", noise_level=0.05, **QUIET)
     assert moved[0].properties["noise_level"] == 0.05
+
+
+def test_known_types_are_denoised_by_processes_without_a_flow(make):
+    generator = make(atlas=salts())
+    generator.noise = CrystalNoise.gemsdiff()
+    (found,) = generator.sample(
+        "KBr", 1, strategy="hybrid", noise_level=0.03, formula_units=1, progress=False
+    )
+    assert found.properties["noise_level"] == 0.03 and found.composition.reduced_formula == "KBr"
 
 
 def test_a_chemical_system_shares_the_structures_among_formulas(make):
