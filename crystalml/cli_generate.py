@@ -204,6 +204,43 @@ def solvers(
     )  # fmt: skip
 
 
+@benchmark.command(
+    epilog=examples(
+        "crystalml benchmark ablation none=a.safetensors I=b.safetensors I+II=c.safetensors "
+        "guided=c.safetensors@10 --test mp_20_test.parquet",
+        "crystalml benchmark ablation dao-g guided=dao-g@5 --test mp.parquet --benchmark mp_20_val -n 200",
+    )
+)
+def ablation(
+    variants: Annotated[list[str], typer.Argument(help="Rows: NAME=MODEL, NAME=MODEL@GUIDANCE or MODEL.")],
+    test: Annotated[Path, typer.Option(help="Parquet file of target crystals.")],
+    subset: Annotated[
+        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
+    ] = None,
+    shots: Annotated[str, typer.Option(help="Samples a target, a list such as 1,20.")] = "1,20",
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
+    solver: Annotated[str, typer.Option(help="pc, ancestral, euler, heun or multistep.")] = "pc",
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps [default: the solver's].")] = None,
+    guide: Annotated[str, typer.Option(help="Whose energies guidance follows.")] = "dao-p-diffusion",
+    energy_model: Annotated[str, typer.Option(help="Whose energies tell stability.")] = "dao-p",
+    processes: Annotated[int, typer.Option(min=1, help="Processes for matching.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of samples and results.")] = Path(
+        "benchmark-ablation"
+    ),
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Variants of a generator on the same targets: match, polymorphs, stability; stopped, it goes on."""
+    from crystalml.evaluation.ablation import Variant, run
+
+    run(
+        test, [Variant.parse(text) for text in variants], benchmark=subset, shots=_shots(shots), n=n,
+        solver=solver,  # type: ignore[arg-type]  # checked there
+        steps=steps, guide=guide, energy_model=energy_model, processes=processes, out=out, seed=seed,
+        device=device,
+    )  # fmt: skip
+
+
 @generation.command(
     name="relax-data",
     epilog=examples(

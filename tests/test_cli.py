@@ -27,7 +27,7 @@ COMMANDS = [
     ["benchmark", "frechet"], ["benchmark", "crysdiff"], ["benchmark", "generators"],
     ["benchmark", "potential-speed"],
     ["benchmark", "relax"], ["benchmark", "hybrid"], ["benchmark", "solvers"], ["fit-ranker"],
-    ["relax-data"],
+    ["relax-data"], ["benchmark", "ablation"],
 ]  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from crystalml.benchmarks import csp
-from crystalml.benchmarks.report import environment, pick_device, show
+from crystalml.benchmarks.report import environment, show
 from crystalml.benchmarks.targets import choose, per_crystal, read_test, structures
 from crystalml.datasets.arrays import Arrays
+from crystalml.device import pick_device
 from crystalml.embedders import load_embedder
 from crystalml.errors import InputError
 from crystalml.evaluation.result import Evaluation, Metric, plain_data
@@ -114,7 +115,7 @@ def _diffused(targets: Arrays, job: csp.Job, about: dict[str, Any], out: Path, p
     rows = csp.collect(targets, job, 1, {**about, **job.settings}, out, progress=progress)
     species = per_crystal(targets, targets.numbers)
     found = [
-        _sample(name, numbers, np.reshape(row[0].lattice, (3, 3)), np.reshape(row[0].frac, (-1, 3)))
+        as_atoms(name, numbers, np.reshape(row[0].lattice, (3, 3)), np.reshape(row[0].frac, (-1, 3)))
         for name, numbers, row in zip(targets.ids, species, rows, strict=True)
     ]
     settings = {**job.settings, "evaluations": job.sampler.evaluations}
@@ -132,12 +133,13 @@ def _substituted(targets: Arrays, progress: bool) -> Drawn:
             crystal = first[0] if first else truth
             # What is missing has a cell of NaN: it stays in the table and fails every test.
             cell = crystal.lattice.matrix if first else np.full((3, 3), np.nan)
-            found.append(_sample(name, np.array(crystal.atomic_numbers), cell, crystal.frac_coords))
+            found.append(as_atoms(name, np.array(crystal.atomic_numbers), cell, crystal.frac_coords))
             bar.advance(1)
     return Drawn(found, seconds, {"model": PROTOTYPES, "evaluations": 0})
 
 
-def _sample(target: str, numbers: Array, lattice: Array, frac: Array) -> Atoms:
+def as_atoms(target: str, numbers: Array, lattice: Array, frac: Array) -> Atoms:
+    """A sample that names its target; what is no crystal stays one, and counts."""
     return Atoms(numbers.astype(int), cell=lattice, scaled_positions=frac, pbc=True, info={"target": target})
 
 
