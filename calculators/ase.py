@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from crystalml.device import pick_device
 from crystalml.errors import CellError, EmptyStructureError, UnknownElementError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from crystalml.models.model import CrystalModel
 
 PROPERTIES = ("energy", "free_energy", "forces", "stress")
+HIGH = 10.0  # eV/atom; above it a look whether atoms coincide, which have no force to push them apart
 MIN_DISTANCE = 0.5  # Angstrom; no training crystal has closer atoms, and a smooth network invents wells there
 
 
@@ -40,8 +42,8 @@ class DaoCalculator(Calculator):
     cells: reduce a cell before, not during, a relaxation (`crystalml.relax` does).
 
     Raises UnknownElementError when attached to atoms with an element the model never saw, UnsupportedError
-    for anything but a fully periodic bulk, CellError, EmptyStructureError, OverlappingAtomsError (below
-    0.5 A) and WeightsError.
+    for anything but a fully periodic bulk (a potential takes all) or a device that is not there, CellError,
+    EmptyStructureError, OverlappingAtomsError (below 0.5 A, from a potential 0.01 A) and WeightsError.
     """
 
     # A list of this class and, below, of each instance: BaseCalculator's own is shared by all of ASE.
@@ -58,12 +60,11 @@ class DaoCalculator(Calculator):
     ) -> None:
         super().__init__()
         self.implemented_properties = list(PROPERTIES)
-        import torch
 
         precision = str(dtype).removeprefix("torch.")
         if precision not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', not {dtype!r}")
-        place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = str(pick_device(device))
         self._reference = _reference(model)
         self._attach(_prepare(model, place, precision))
         if self.model.is_potential:
@@ -119,7 +120,7 @@ class DaoCalculator(Calculator):
         if self.atoms is None:
             raise EmptyStructureError("no atoms to calculate: attach them with atoms.calc = calculator")
         self._check(self.atoms)
-        from crystalml.convert import to_batch
+        from crystalml.convert import COINCIDING, to_batch
 
         weight = next(self.model.parameters())
         potential = self.model.is_potential
@@ -132,6 +133,8 @@ class DaoCalculator(Calculator):
         )
         out = {key: value.double().cpu().numpy() for key, value in self._predictor(x).items()}
         energy = float(out["energy"][0])
+        if potential and not energy < HIGH * len(x.numbers):
+            to_batch(self.atoms, min_distance=COINCIDING, bulk=False)  # raises, naming the atoms
         self.results = {"energy": energy, "free_energy": energy, "forces": out["forces"]}
         if "energies" in out:
             self.results["energies"] = out["energies"]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
+from crystalml.device import pick_device
 from crystalml.errors import UnsupportedError
 from crystalml.geometry.box import enclose
 from crystalml.geometry.torus import wrap
@@ -52,7 +53,7 @@ class DaoModel(ModelInterface):
         compute_stress: bool = True,
     ) -> None:
         super().__init__()
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = pick_device(device)
         self._dtype = dtype
         self._compute_forces = compute_forces
         self._compute_stress = compute_stress

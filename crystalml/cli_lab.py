@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples, numbers
+from crystalml.device import pick_device
 from crystalml.errors import InputError
 
 if TYPE_CHECKING:
@@ -83,7 +84,6 @@ def train(
     device: Device = None,
 ) -> None:
     """Train a model; stop it at any moment and the same command goes on."""
-    import torch
 
     from crystalml.datasets.packed import PackedDataset
     from crystalml.progress import ProgressBar
@@ -94,7 +94,7 @@ def train(
     if not resume and (out / "state.safetensors").exists():
         raise InputError(f"{out} holds a run and --no-resume was given: choose another --out or delete it.")
     length = 10.0 if minutes is None and steps is None else minutes
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = str(pick_device(device))
     sets = [PackedDataset.load(path) if path else None for path in (data, val)]
     with distributed(place) as place:
         config = TrainConfig(
@@ -139,7 +139,6 @@ def calibrate(
     device: Device = None,
 ) -> None:
     """Give a potential a calibrated error bar: predictions then carry energy_uncertainty."""
-    import torch
 
     from crystalml.calibrate import calibrate as run
     from crystalml.datasets.packed import PackedDataset
@@ -150,7 +149,7 @@ def calibrate(
     if out.suffix != ".safetensors":
         raise InputError(f"--out {str(out)!r} must end in .safetensors")
     data = PackedDataset.load(val)
-    loaded = load_model(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = load_model(model, pick_device(device))
     calibrated = run(loaded, data, progress=True)
     bar = calibrated.error_bar
     assert bar is not None  # that is what calibrate adds

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadResult", "parse_composition", "read_structures", "to_atoms", "to_batch", "to_structures"]
 
+COINCIDING = 0.01  # Angstrom: two atoms in one place, by a duplicate site or a wrong cell
 MAX_LENGTH = 1e4  # Angstrom, of a cell vector: beyond it the input is in other units
 MIN_VOLUME = 1e-3  # cubic Angstrom: a hydrogen atom in a metal takes about 2
 MIN_SKEW = 1e-5  # V / abc of a flat cell: float32 coordinates would lose the atoms

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from crystalml.convert import to_batch
+from crystalml.device import pick_device
 from crystalml.embed import embed, knows_cell
 from crystalml.errors import InputError, UnsupportedError, WeightsError
 from crystalml.metrics.embedding import Embedder, as_embedder
@@ -50,7 +51,7 @@ class ModelEmbedder:
     """
 
     def __init__(self, model: str | Path | CrystalModel, device: str | None = None) -> None:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = pick_device(device)
         self.model = as_model(model, place, torch.float32)
         card = self.model.card
         label = card.get("name") or ("custom" if isinstance(model, CrystalModel) else str(model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any, Literal, get_args
@@ -13,6 +13,7 @@ from pymatgen.core import Composition, Lattice, Structure
 
 from crystalml import __version__, recipes
 from crystalml.convert import to_batch
+from crystalml.device import pick_device
 from crystalml.diffuse import Diffusion, Found, SampleReport
 from crystalml.errors import InputError, UnsupportedError
 from crystalml.guidance import EnergyGuidance, check_noise
@@ -109,7 +110,7 @@ class StructureGenerator:
         max_pairs: int | None = None,
         max_redraws: int = 3,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = pick_device(device)
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.model = self._load(model)
         if not self.model.has_noise:
@@ -180,13 +181,12 @@ class StructureGenerator:
             n, strategy, seed, guidance, steps, noise_level, rank_by, distinct, return_trajectory, progress,
             Fixed(space_group, lattice, fixed),
         )  # fmt: skip
-        # What is neither one nor a sequence of them is read as one, which says what is wrong with it.
-        single = isinstance(composition, str | Composition | Mapping) or not isinstance(composition, Iterable)
-        wanted: list[Any] = [composition] if single else list(composition)  # type: ignore[arg-type]
+        several = hasattr(composition, "__iter__") and not isinstance(composition, str | Composition | Mapping)
+        wanted: list[Any] = list(composition) if several else [composition]  # type: ignore[arg-type]
         sizes = (formula_units, min_atoms, max_atoms)
         reader = Reader(self.atlas, self.model.card, wish.known_types, *sizes)
         answers, paths = self._sample(wanted, wish, reader)
-        answer = (answers[0], paths[0]) if single else (answers, paths)
+        answer = (answers, paths) if several else (answers[0], paths[0])
         return answer if return_trajectory else answer[0]
 
     def _sample(

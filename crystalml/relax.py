@@ -24,7 +24,7 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from torch import Tensor
 
 from crystalml.calculators.ase import DaoCalculator
-from crystalml.convert import to_batch
+from crystalml.convert import COINCIDING, to_batch
 from crystalml.crystal import CrystalBatch
 from crystalml.elements import atomic_number
 from crystalml.errors import CrystalMLError, InputError, NonFiniteError, UnsupportedError
@@ -218,6 +218,7 @@ def _in_batch(
                     dtype=torch.float64,
                     device=device,
                     known=known,
+                    min_distance=COINCIDING,
                     bulk=False,
                 )
                 free = _free(item)

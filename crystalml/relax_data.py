@@ -17,6 +17,7 @@ from torch import Tensor
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.arrays import standard_orientation
 from crystalml.datasets.packed import PackedDataset
+from crystalml.device import pick_device
 from crystalml.elements import atomic_number
 from crystalml.errors import CellError, InputError, NonFiniteError
 from crystalml.geometry.neighbors import neighbor_list
@@ -81,7 +82,7 @@ def relax_data(
     for data without that label, a window that is none, or a folder of other settings.
     """
     energy = _energies(data, window)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = pick_device(device)
     potential = as_model(model, where, torch.float32)
     settings = {
         "data": _digest(data), "weights": fingerprint(potential), "window": list(window),

@@ -99,7 +99,7 @@ class Fixed:
         return "" if self.lattice is None else "lattice"
 
     def check(self, cell: Cell) -> None:
-        """Raises InputError if the lattice has no room for the atoms, or the fixed sites are not among them."""
+        """Raises InputError if the lattice has no room for the atoms, or fixed sites are none of them."""
         lattice = self.lattice if self.sites is None else self.sites.lattice
         if lattice is not None and not lattice.volume > cell.atoms * CLOSEST:
             raise InputError(

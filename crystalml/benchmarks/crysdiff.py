@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from crystalml.benchmarks.matbench_tasks import load_task
-from crystalml.benchmarks.report import environment, pick_device, show
+from crystalml.benchmarks.report import environment, show
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.arrays import Arrays, pack
 from crystalml.datasets.crysdb import crysdb, read_parquet
 from crystalml.datasets.splits import random_split
+from crystalml.device import pick_device
 from crystalml.embed import embed
 from crystalml.errors import InputError
 from crystalml.journal import Journal, write_json

@@ -19,10 +19,11 @@ import torch
 from pymatgen.core.composition import Composition
 
 from crystalml import recipes
-from crystalml.benchmarks.report import environment, pick_device, show, write_json
+from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.store import Sample, SampleStore, fingerprint
 from crystalml.benchmarks.targets import choose, per_crystal, read_test, to_structure
 from crystalml.datasets.arrays import Arrays
+from crystalml.device import pick_device
 from crystalml.errors import InputError, UnsupportedError
 from crystalml.guidance import EnergyGuidance, check_noise
 from crystalml.metrics.match import Score, TargetMatches, compare, score

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from pymatgen.core.periodic_table import Element
 
 from crystalml.benchmarks.csp import ModelLike, load
-from crystalml.benchmarks.report import environment, pick_device, show, write_json
+from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.store import fingerprint
 from crystalml.benchmarks.targets import choose, read_test
 from crystalml.datasets.arrays import MAX_Z, Arrays, pack
 from crystalml.datasets.crysdb import ENERGY
+from crystalml.device import pick_device
 from crystalml.errors import InputError
 from crystalml.metrics.intervals import bootstrap_ratio
 from crystalml.predict import Predictor

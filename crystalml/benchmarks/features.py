@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Structure
 
-from crystalml.benchmarks.report import environment, pick_device, show
+from crystalml.benchmarks.report import environment, show
 from crystalml.convert import to_structures
 from crystalml.datasets.arrays import pack
 from crystalml.datasets.crysdb import read_parquet
+from crystalml.device import pick_device
 from crystalml.errors import InputError
 from crystalml.featurizers import DaoFeaturizer, FourierFrameNetFeaturizer
 from crystalml.journal import write_json

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from crystalml.benchmarks.csp import ModelLike, load
-from crystalml.benchmarks.report import environment, pick_device, show, write_json
+from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.store import fingerprint
 from crystalml.benchmarks.targets import choose
 from crystalml.datasets.arrays import pack
 from crystalml.datasets.crysdb import ENERGY, EV_PER_A3, frames
+from crystalml.device import pick_device
 from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
 

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
-from crystalml.benchmarks.report import environment, pick_device, show
+from crystalml.benchmarks.report import environment, show
 from crystalml.benchmarks.targets import choose, read_test, structures
 from crystalml.convert import to_batch, to_structures
+from crystalml.device import pick_device
 from crystalml.embedders import load_embedder
 from crystalml.errors import CrystalMLError, InputError
 from crystalml.journal import write_json

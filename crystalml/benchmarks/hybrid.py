@@ -12,8 +12,9 @@ import torch
 from pymatgen.core import Composition, Structure
 
 from crystalml.benchmarks.prototypes import plain, print_scores
-from crystalml.benchmarks.report import environment, pick_device
+from crystalml.benchmarks.report import environment
 from crystalml.benchmarks.targets import choose, read_test, structures
+from crystalml.device import pick_device
 from crystalml.hybrid.predict import Denoising, Hybrid, Request
 from crystalml.hybrid.rank import FEATURES, Ranker, features
 from crystalml.hybrid.refine import Judged

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from crystalml.benchmarks.matbench_tasks import TASKS, Task, load_task, split
-from crystalml.benchmarks.report import environment, pick_device, show
+from crystalml.benchmarks.report import environment, show
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.arrays import pack
+from crystalml.device import pick_device
 from crystalml.embed import knows_cell
 from crystalml.errors import InputError
 from crystalml.journal import Journal, write_json

@@ -23,9 +23,10 @@ from ase.build import bulk
 from ase.io import write
 
 from crystalml.benchmarks import contestant
-from crystalml.benchmarks.report import environment, pick_device, show, write_json
+from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.speed import crystals_of
 from crystalml.convert import to_atoms
+from crystalml.device import pick_device
 from crystalml.errors import InputError
 from crystalml.progress import ProgressBar
 

@@ -15,13 +15,14 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from crystalml.benchmarks.csp import ModelLike, load, sample_seed
-from crystalml.benchmarks.report import environment, pick_device, show, write_json
+from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.store import fingerprint
 from crystalml.benchmarks.targets import choose
 from crystalml.calculators.ase import DaoCalculator
 from crystalml.convert import to_structures
 from crystalml.datasets.arrays import pack
 from crystalml.datasets.crysdb import BENCHMARKS, crysdb
+from crystalml.device import pick_device
 from crystalml.errors import InputError, UnsupportedError
 from crystalml.metrics.intervals import bootstrap_ratio
 from crystalml.metrics.match import MatchTolerances, compare

@@ -35,11 +35,6 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def pick_device(device: str | None) -> torch.device:
-    """The device asked for, else a GPU if there is one."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], notes: str = "") -> None:
     """Print one table; the first column is text, the others are numbers."""
     from rich.console import Console

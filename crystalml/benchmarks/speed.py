@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from crystalml.benchmarks.reference_cspnet import from_dense
-from crystalml.benchmarks.report import environment, pick_device, show, write_json
+from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.targets import choose, read_test
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.arrays import pack as pack_arrays
+from crystalml.device import pick_device
 from crystalml.errors import InputError
 from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig

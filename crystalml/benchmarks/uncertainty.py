@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from crystalml.benchmarks.csp import ModelLike, load
-from crystalml.benchmarks.report import environment, pick_device, show, write_json
+from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.store import fingerprint
 from crystalml.benchmarks.targets import read_test
 from crystalml.calibrate import Residuals, fit_error_bar, residuals
 from crystalml.datasets.arrays import pack
 from crystalml.datasets.crysdb import ENERGY
 from crystalml.datasets.packed import PackedDataset
+from crystalml.device import pick_device
 from crystalml.errors import InputError, UnsupportedError
 from crystalml.metrics.intervals import bootstrap_ratio
 from crystalml.models.error_bar import LEVELS, ErrorBar

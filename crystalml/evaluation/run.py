@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from crystalml.benchmarks.report import environment, pick_device
+from crystalml.benchmarks.report import environment
 from crystalml.datasets.arrays import Arrays
+from crystalml.device import pick_device
 from crystalml.embedders import load_embedder
 from crystalml.errors import InputError
 from crystalml.evaluation import distributions, matching, sameness

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from crystalml.convert import read_structures, to_batch
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.crysdb import read_parquet
+from crystalml.device import pick_device
 from crystalml.elements import symbol
 from crystalml.errors import CrystalMLError
 from crystalml.featurizers.learned import DaoFeaturizer, FourierFrameNetFeaturizer
@@ -78,7 +78,7 @@ def table(
     """Columns file, formula (with sites also site and element) and one for each feature."""
     import pandas as pd
 
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = pick_device(device)
     network = load_model(model, place)
     ours = isinstance(network.config.encoder, FourierFrameNetConfig)
     kind: type[FourierFrameNetFeaturizer | DaoFeaturizer]

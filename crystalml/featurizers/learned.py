@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from crystalml.convert import to_batch
 from crystalml.crystal import CrystalBatch
+from crystalml.device import pick_device
 from crystalml.elements import atomic_number
 from crystalml.embed import embed, knows_cell
 from crystalml.errors import InputError
@@ -61,7 +62,7 @@ class _Learned(BatchFeaturizer):
 
     def _loaded(self) -> CrystalModel:
         """The model, loaded once for these settings; a clone or a pickle loads its own."""
-        place = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = pick_device(self.device)
         settings = (id(self.model) if isinstance(self.model, CrystalModel) else str(self.model), place)
         if getattr(self, "_settings", None) != settings:
             self._network = as_model(self.model, place, torch.float32)

@@ -15,8 +15,8 @@ import torch
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition, Element, Structure
 
-from crystalml.benchmarks.report import pick_device
 from crystalml.composition import parse_composition
+from crystalml.device import pick_device
 from crystalml.errors import CrystalMLError, InputError, UnsupportedError
 from crystalml.hull.picture import SAMPLE
 from crystalml.hull.result import Exploration, Phase

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crystalml.device import pick_device
 from crystalml.errors import ArchitectureError, ChecksumError, CrystalMLError, WeightsError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 REGISTRY = Path(__file__).with_name("registry.json")
 MAX_BYTES = 16 * 2**20  # a shipped file must stay small enough for a wheel and a git clone
 HUB_FILE = "model.safetensors"
+PROPERTY = "property"  # recipe of what PropertyPredictor fits and loads
 DEFAULT_POTENTIAL = "dao-p"  # what energies, relaxations and hulls use unless told otherwise
 
 
@@ -87,8 +89,10 @@ def load_model(
 
     A shipped name is checked against the registry's sha256. dtype None means float32. `model.card` holds the
     model card. Raises WeightsError (missing, unreadable, unknown, hub out of reach), ChecksumError
-    (differs from the registry) or ArchitectureError (made for another network).
+    (differs from the registry), ArchitectureError (made for another network) or UnsupportedError (no
+    such device).
     """
+    device = pick_device(device)
     if isinstance(model, str) and model.startswith("hf://"):
         return _load_file(download(model), device, dtype, {"source": model})
     if _is_path(model):
@@ -236,7 +240,11 @@ def render_card(info: ModelInfo) -> str:
         lines += [f"| {key} | {value} |" for key, value in info.figures.items()]
     if info.known_failures:
         lines += ["", "## Known failures", "", *(f"- {failure}" for failure in info.known_failures)]
-    lines += ["", "```python", "from crystalml import load_model", "", f'load_model("{info.name}")', "```"]
+    if info.recipe == PROPERTY:
+        use = ["from crystalml import PropertyPredictor", "", f'PropertyPredictor.load("{info.name}")']
+    else:
+        use = ["from crystalml import load_model", "", f'load_model("{info.name}")']
+    lines += ["", "```python", *use, "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -391,3 +391,13 @@ def test_import_does_no_network_disk_or_gpu(tmp_path):
     env = {"HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([sys.executable, "-c", code], env=env, check=True, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_atoms_in_one_place_are_named(tiny_potential):
+    """Their repulsion is enormous and their force zero: an optimizer would call that a minimum."""
+    pair = Atoms("Cu2Na", [[0, 0, 0], [0, 0, 0], [3, 3, 3]], cell=[6, 6, 6], pbc=True)
+    pair.calc = DaoCalculator(tiny_potential())
+    with pytest.raises(OverlappingAtomsError, match="Angstrom apart"):
+        pair.get_potential_energy()
+    pair.positions[1] = [0.3, 0, 0]
+    assert pair.get_forces()[1, 0] > 100
