@@ -181,12 +181,12 @@ class StructureGenerator:
             n, strategy, seed, guidance, steps, noise_level, rank_by, distinct, return_trajectory, progress,
             Fixed(space_group, lattice, fixed),
         )  # fmt: skip
-        several = hasattr(composition, "__iter__") and not isinstance(composition, str | Composition | Mapping)
-        wanted: list[Any] = list(composition) if several else [composition]  # type: ignore[arg-type]
+        many = hasattr(composition, "__iter__") and not isinstance(composition, str | Composition | Mapping)
+        wanted: list[Any] = list(composition) if many else [composition]  # type: ignore[arg-type]
         sizes = (formula_units, min_atoms, max_atoms)
         reader = Reader(self.atlas, self.model.card, wish.known_types, *sizes)
         answers, paths = self._sample(wanted, wish, reader)
-        answer = (answers, paths) if several else (answers[0], paths[0])
+        answer = (answers, paths) if many else (answers[0], paths[0])
         return answer if return_trajectory else answer[0]
 
     def _sample(
