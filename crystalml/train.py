@@ -84,7 +84,7 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
     val = _fitting(val, config.max_atoms, "validation") if val is not None else None
     config.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.fit.seed)  # initial weights only; every later draw has its own generator
-    model = load_model_file(config.init) if config.init else recipe.model.build()
+    model = _start(config.init, recipe)
     if model.error_bar is not None:
         model = with_error_bar(model, None)  # new weights err in new ways
     if config.init is None:
@@ -116,6 +116,20 @@ def _recipe(config: TrainConfig) -> Recipe:
     if config.recipe not in RECIPES:
         raise InputError(f"unknown recipe {config.recipe!r}; choose one of {', '.join(RECIPES)}")
     return RECIPES[config.recipe](config.size)
+
+
+def _start(init: Path | None, recipe: Recipe) -> CrystalModel:
+    """New weights, or those to fine-tune, which have to know the recipe's noise."""
+    if init is None:
+        return recipe.model.build()
+    model = load_model_file(init)
+    theirs, ours = model.config.process, recipe.model.process
+    if theirs != ours:
+        raise InputError(
+            f"{init} was trained on the noise called {theirs!r}, the recipe {recipe.name} has {ours!r}: "
+            "fine-tune it by the recipe it came from, or start anew without --init"
+        )
+    return model
 
 
 def _fitting(data: PackedDataset, max_atoms: int | None, what: str) -> PackedDataset:

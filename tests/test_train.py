@@ -46,6 +46,16 @@ def test_fine_tuning_starts_from_given_weights(tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def test_weights_of_another_noise_are_refused(tmp_path: Path) -> None:
+    first = TrainConfig("dao-g-flow", tmp_path / "a", "tiny", FitConfig(steps=1), compile=False)
+    list(train(first, _data(0, 6)))
+    second = TrainConfig(
+        "dao-g", tmp_path / "b", "tiny", FitConfig(steps=1), init=tmp_path / "a" / "model.safetensors"
+    )
+    with pytest.raises(InputError, match=r"'flow'.*'diffcsp'"):
+        next(train(second, _data(0, 6)))
+
+
 def test_bad_requests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="dao-g"):
         next(train(TrainConfig("gpt", tmp_path), _data(0, 3)))
