@@ -184,6 +184,7 @@ def matbench(
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.")] = Path("benchmark-matbench"),
     keep: Annotated[Path | None, typer.Option(help="Folder for the fitted models.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile: minutes, then faster.")] = False,
     device: Device = None,
 ) -> None:
     """Property prediction on MatBench's tasks; stopped, it goes on where it was."""
@@ -206,7 +207,18 @@ def matbench(
         lr=lr,
     )
     names = tuple(TASKS) if tasks == "all" else tuple(tasks.split(","))
-    run(folder, names, tuple(rows.split(",")), settings, encoders=given, out=out, keep=keep, device=device)
+    given_rows = tuple(rows.split(","))
+    run(
+        folder,
+        names,
+        given_rows,
+        settings,
+        encoders=given,
+        out=out,
+        keep=keep,
+        device=device,
+        compile=compile,
+    )
 
 
 @measures.command(name="features", epilog=examples("crystalml benchmark features crystals.parquet -n 100"))

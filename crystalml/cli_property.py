@@ -91,6 +91,7 @@ def _table(path: Path, target: str) -> tuple[list[Structure], Any]:
 
 @properties.command(
     epilog=examples(
+        "crystalml predict band-gap *.cif",
         "crystalml predict gap.safetensors *.cif",
         "crystalml predict tc.safetensors candidates/ --quantiles 0.05,0.5,0.95 -o tc.csv --plot tc.png",
     )

@@ -19,6 +19,7 @@ from crystalml.convert import to_batch
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.packed import PackedDataset
 from crystalml.datasets.splits import random_split
+from crystalml.device import pick_device
 from crystalml.elements import atomic_number, symbol
 from crystalml.embed import embed, knows_cell
 from crystalml.errors import InputError, TrainingError, UnsupportedError
@@ -29,7 +30,7 @@ from crystalml.primitive import primitive_cells
 from crystalml.progress import ProgressBar
 from crystalml.training.checkpoint import save_model
 from crystalml.training.finetune import Epoch, FinetuneConfig
-from crystalml.weights.registry import as_model, load_model
+from crystalml.weights.registry import PROPERTY, as_model, list_models, load_model
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -54,9 +55,9 @@ class PropertyPredictor(BaseEstimator):
     classification: None decides by y (text and bool are classes). primitive: bring crystals to primitive
     Niggli cells where the encoder knows the cell, so that the answer does not depend on it.
     val_fraction: of the training crystals, watched for early stopping and error bars, unless
-    fit(validation=...) gives others. lr, encoder_lr: learning rates of the head and of the encoder; None is
-    the method's own share of lr for a pretrained encoder, lr for an untrained one. seed fixes split, initial
-    head and batches.
+    fit(validation=...) gives others. compile: torch.compile while training, which pays after some ten
+    thousand crystals. lr, encoder_lr: learning rates of the head and of the encoder; None is the method's own
+    share of lr for a pretrained encoder, lr for an untrained one. seed fixes split, initial head and batches.
 
     A scikit-learn estimator whose X is a list of structures: `clone` and `GridSearchCV` work.
     """
@@ -77,6 +78,7 @@ class PropertyPredictor(BaseEstimator):
         lr: float = 1e-3,
         encoder_lr: float | None = None,
         freeze: bool = False,
+        compile: bool = False,
         seed: int = 0,
         device: str | None = None,
         progress: bool = False,
@@ -94,6 +96,7 @@ class PropertyPredictor(BaseEstimator):
         self.lr = lr
         self.encoder_lr = encoder_lr
         self.freeze = freeze
+        self.compile = compile
         self.seed = seed
         self.device = device
         self.progress = progress
@@ -152,7 +155,14 @@ class PropertyPredictor(BaseEstimator):
         if self.encoder_lr is not None:
             slow = self.encoder_lr / self.lr
         return FinetuneConfig(
-            self.epochs, self.minutes, self.patience, self.lr, slow, freeze=self.freeze, seed=self.seed
+            self.epochs,
+            self.minutes,
+            self.patience,
+            self.lr,
+            slow,
+            freeze=self.freeze,
+            seed=self.seed,
+            compile=self.compile,
         )
 
     def _target(
@@ -207,7 +217,7 @@ class PropertyPredictor(BaseEstimator):
         unit = f" ({self.unit})" if self.unit else ""
         return {
             "name": self.name,
-            "recipe": "property",
+            "recipe": PROPERTY,
             "description": f"{self.name}{unit}: a {kind} learned on {base}.",
             "training": training,
             "elements": [symbol(z) for z in elements],
@@ -302,7 +312,7 @@ class PropertyPredictor(BaseEstimator):
         return x.replace(labels={}, site_labels={})
 
     def _device(self) -> torch.device:
-        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return pick_device(self.device)
 
     # --- keeping ----------------------------------------------------------------------------------------
     def save(self, path: str | Path, card: dict[str, Any] | None = None) -> None:
@@ -317,11 +327,13 @@ class PropertyPredictor(BaseEstimator):
         cls, model: str | os.PathLike[str], device: str | None = None, progress: bool = False
     ) -> PropertyPredictor:
         """A saved predictor: shipped name, path or "hf://owner/repo". Raises WeightsError as `load_model`."""
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = pick_device(device)
         found = load_model(model, place)
         if found.config.target is None:
+            ready = ", ".join(info.name for info in list_models() if info.recipe == PROPERTY) or "none yet"
             raise UnsupportedError(
-                f"{model} predicts no property; fine-tune it: PropertyPredictor({model!r})"
+                f"{model} predicts no property; fine-tune it: PropertyPredictor({str(model)!r}). "
+                f"Ready models: {ready}"
             )
         target = found.config.target
         out = cls(

@@ -111,6 +111,26 @@ def test_a_frozen_encoder_stays_as_it_was_and_a_free_one_does_not() -> None:
         assert all(p.requires_grad for p in model.parameters())
 
 
+def test_compiling_changes_the_speed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def compiled(core, dynamic):  # type: ignore[no-untyped-def]
+        def counted(*args):  # type: ignore[no-untyped-def]
+            calls.append(dynamic)
+            return core(*args)
+
+        return counted
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    x, y = stretched(24)
+    plain, fast = (PropertyPredictor(ENCODER, epochs=2, compile=c).fit(x, y) for c in (False, True))
+    np.testing.assert_array_equal(plain.predict(x), fast.predict(x))
+    seen = len(calls)
+    assert seen > 0 and all(calls), "used in training, for batches of any size"
+    fast.predict(x)
+    assert len(calls) == seen, "afterwards the method is back"
+
+
 def test_a_pretrained_encoder_is_the_start_and_is_not_changed(learned: PropertyPredictor) -> None:
     before = {k: v.clone() for k, v in learned.model_.state_dict().items()}
     x, y = stretched(20)

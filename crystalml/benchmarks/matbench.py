@@ -41,10 +41,11 @@ READY = "ready"  # the row of the shipped property model
 
 @dataclass(frozen=True)
 class Start:
-    """What fits start from and where they run: weights by row, device, folder for the fitted models."""
+    """What fits start from and how they run: weights by row, device, compiled or not; `keep` takes models."""
 
     weights: Mapping[str, str]
     device: str | None = None
+    compile: bool = False
     keep: Path | None = None
 
 
@@ -75,6 +76,7 @@ def run(
     out: str | Path = "benchmark-matbench",
     keep: str | Path | None = None,
     device: str | None = None,
+    compile: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Mean absolute errors of rows on tasks, as JSON in `out`; stopped, it goes on where it was.
@@ -87,7 +89,7 @@ def run(
     settings = settings or Settings()
     weights = {**ENCODERS, **(encoders or {})}
     _check(tasks, rows, weights, settings)
-    start = Start(weights, device, None if keep is None else Path(keep))
+    start = Start(weights, device, compile, None if keep is None else Path(keep))
     journal = Journal(Path(out), "results.jsonl")
     note = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items() if k != "seeds"}
     found = journal.open({**note, "shares": None})
@@ -232,6 +234,7 @@ def _predict(
         patience=math.ceil(settings.seen / len(train)),
         lr=settings.lr,
         seed=seed,
+        compile=start.compile,
         device=start.device,
     )
     predictor.fit(cells[_ids(train)], y[train], (cells[_ids(val)], y[val]))

@@ -35,6 +35,8 @@ class FinetuneConfig:
 
     slow: the encoder's learning rate as a share of the head's. freeze: train the head alone. crystals: of a
     batch, None for a fiftieth of the data within 8 to 64. pairs: padded atom pairs or neighbours of a batch.
+    compile: torch.compile the dense part of the encoder; the next run of the same architecture in this
+    process need not wait for it again.
     """
 
     epochs: int = 100
@@ -47,6 +49,7 @@ class FinetuneConfig:
     crystals: int | None = None
     pairs: int = 16_000
     seed: int = 0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.patience < 1:
@@ -87,6 +90,10 @@ def finetune(
         seed=config.seed,
     )
     model.encoder.requires_grad_(not config.freeze)
+    encoder: Any = model.encoder
+    dense = config.compile and hasattr(encoder, "core")
+    if dense:
+        encoder.core = torch.compile(encoder.core, dynamic=True)
     watched = batches(model, val, 4 * config.pairs, 256, 0).epoch(0) if len(val) else []
     best, best_state, stale, epoch, last = math.inf, None, 0, 0, len(plan.epoch(0))
     losses: list[float] = []
@@ -108,6 +115,8 @@ def finetune(
                 break
     finally:
         model.encoder.requires_grad_(True)
+        if dense:
+            del encoder.core  # the method is back
         if best_state is not None:
             model.load_state_dict(best_state)
         model.eval()
