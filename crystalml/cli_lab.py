@@ -73,6 +73,7 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Or end after this many steps.")] = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(min=0, help="AdamW's.")] = 0.0,
     pairs: Annotated[int, typer.Option(min=1, help="Atom pairs a batch, padded: more needs memory.")] = 8_000,
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from these weights (fine-tuning).")] = None,
@@ -84,7 +85,6 @@ def train(
     device: Device = None,
 ) -> None:
     """Train a model; stop it at any moment and the same command goes on."""
-
     from crystalml.datasets.packed import PackedDataset
     from crystalml.progress import ProgressBar
     from crystalml.train import TrainConfig, distributed
@@ -101,7 +101,7 @@ def train(
             recipe=recipe,
             out=out,
             size=size,  # type: ignore[arg-type]  # checked by the recipe, which lists the sizes
-            fit=FitConfig(steps=steps, minutes=length, lr=lr, seed=seed),
+            fit=FitConfig(steps=steps, minutes=length, lr=lr, weight_decay=weight_decay, seed=seed),
             pairs=pairs,
             max_atoms=max_atoms,
             init=init,
