@@ -163,15 +163,20 @@ class SizeBatches:
     neighbors: Tensor | None = None
     kinds: Tensor | None = None
 
-    def epoch(self, epoch: int) -> list[Tensor]:
+    def epoch(self, epoch: int, together: int = 1) -> list[Tensor]:
+        """The batches of an epoch. Every `together` in a row are of one kind, for as many processes, which
+        then need not wait for each other; what is left over of a kind waits for the next epoch.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.num_atoms), generator=generator)
-        parts = list(order.split(self.window))
-        if self.kinds is not None:
-            values = self.kinds.unique()
-            parts = [part[self.kinds[part] == kind] for part in parts for kind in values]
-        batches = [b for part in parts if len(part) for b in self._cut(part)]
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+        kinds = torch.zeros(len(order)) if self.kinds is None else self.kinds
+        rows: list[list[Tensor]] = []
+        for kind in kinds.unique():
+            parts = [part[kinds[part] == kind] for part in order.split(self.window)]
+            batches = [b for part in parts if len(part) for b in self._cut(part)]
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+            rows += [batches[i : i + together] for i in range(0, len(batches) - together + 1, together)]
+        return [b for i in torch.randperm(len(rows), generator=generator) for b in rows[i]]
 
     def _cut(self, ids: Tensor) -> Iterator[Tensor]:
         sizes = self.num_atoms[ids].long()

@@ -181,8 +181,7 @@ def fit(
     skipped, saved, last = 0, time.monotonic(), time.monotonic()
     model.train()
     while run.progress.share(config) < 1:
-        plan = batches.epoch(run.progress.epoch)
-        plan = plan[: len(plan) // world * world][rank::world] if len(plan) >= world else plan
+        plan = batches.epoch(run.progress.epoch, world)[rank::world] or batches.epoch(run.progress.epoch)
         for ids in plan[run.progress.batch :]:
             generator.manual_seed((config.seed * 7919 + run.progress.step) * world + rank)
             x = data[ids].to(run.device)

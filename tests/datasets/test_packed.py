@@ -125,3 +125,12 @@ def test_kinds_never_share_a_batch() -> None:
     batches = SizeBatches(sizes, 2000, window=100, kinds=kinds).epoch(0)
     assert all(len(kinds[ids].unique()) == 1 for ids in batches)
     assert torch.equal(torch.cat(batches).sort().values, torch.arange(500))
+
+
+def test_processes_get_batches_of_one_kind_at_a_time() -> None:
+    sizes, kinds = torch.randint(1, 20, (900,)), (torch.arange(900) % 4 == 0).long()
+    plan = SizeBatches(sizes, 1000, window=300, kinds=kinds)
+    together = plan.epoch(1, 3)
+    assert len(together) % 3 == 0 and len(plan.epoch(1)) - len(together) <= 4
+    assert all(len(kinds[torch.cat(together[i : i + 3])].unique()) == 1 for i in range(0, len(together), 3))
+    assert all(torch.equal(a, b) for a, b in zip(together, plan.epoch(1, 3), strict=True))
