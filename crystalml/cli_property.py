@@ -21,6 +21,7 @@ properties = typer.Typer()
         "crystalml finetune data.csv --target band_gap --unit eV -o gap.safetensors",
         "crystalml finetune data.csv --target Tc --method diffusion --encoder diffcsp -o tc.safetensors",
         "crystalml finetune few.csv --target log_k --method gp -o k.safetensors",
+        "crystalml finetune measured.csv --target e_form --from computed.safetensors -o better.safetensors",
     )
 )
 def finetune(
@@ -28,7 +29,10 @@ def finetune(
     target: Annotated[str, typer.Option(help="Column of the property: numbers, or names of classes.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The model, .safetensors.")],
     method: Annotated[str, typer.Option(help="regression, diffusion, ridge or gp.")] = "regression",
-    encoder: Annotated[str | None, typer.Option(help="Shipped name, path or hf:// address.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option("--encoder", "--from", help="What to start from: shipped name, path or hf:// address."),
+    ] = None,
     unit: Annotated[str, typer.Option(help="Of the property.")] = "",
     epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 100,
     minutes: Annotated[float | None, typer.Option(help="Train no longer than this.")] = None,

@@ -76,7 +76,7 @@ def test_what_a_table_lacks_is_named(table: Path, tmp_path: Path) -> None:
 def test_bad_files_are_told_and_the_others_go_on(table: Path, tmp_path: Path) -> None:
     model, bad = tmp_path / "a.safetensors", tmp_path / "bad.cif"
     bad.write_text("no crystal")
-    invoke("finetune", table / "data.csv", "--target", "a", "--method", "ridge", "--encoder",
+    invoke("finetune", table / "data.csv", "--target", "a", "--method", "ridge", "--from",
            table / "start.safetensors", "-o", model, "-q")  # fmt: skip
     said = invoke("predict", model, bad, table / "3.cif", "-q")
     assert said.startswith("1\n") and "bad.cif" in said and "3.cif" in said
