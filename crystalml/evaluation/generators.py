@@ -33,10 +33,11 @@ from crystalml.weights import DEFAULT_POTENTIAL
 GENERATORS = ("gemsdiff", "dao-g", "diffcsp", "prototypes")
 PROTOTYPES = "prototypes"  # the likeliest of the shipped atlas: no network
 GROUPS = ("validity", "distribution", "energy", "frechet", "match")
-COLUMNS = {
+FIGURES = {
     "valid_structure": "valid %",
-    "density_wasserstein": "density W1",
-    "energy_wasserstein": "energy W1",
+    "density_wasserstein": "density, W1",
+    "energy_wasserstein": "energy, W1",
+    "energy_valid_wasserstein": "of valid ones",
     "frechet": "Frechet",
     "match_rate_1": "match %",
     "rmse_1": "RMSE",
@@ -144,7 +145,7 @@ def as_atoms(target: str, numbers: Array, lattice: Array, frac: Array) -> Atoms:
 
 
 def _row(name: str, drawn: Drawn, verdict: Evaluation) -> dict[str, Any]:
-    figures = {key: plain_data(asdict(verdict.metrics[key])) for key in COLUMNS if key in verdict.metrics}
+    figures = {key: plain_data(asdict(verdict.metrics[key])) for key in FIGURES if key in verdict.metrics}
     return {
         "generator": name,
         **drawn.settings,
@@ -161,22 +162,20 @@ def _print(result: dict[str, Any]) -> None:
         if figure is None or figure["value"] is None:
             return "-"
         metric = Metric(**figure)
-        return f"{metric.text()} ({metric.range_text()})" if metric.range_text() else metric.text()
+        interval = metric.range_text().replace(" ", "")
+        return f"{metric.text()} ({interval})" if interval else metric.text()
 
     rows = [
-        (
-            row["generator"],
-            *(cell(row["figures"].get(key)) for key in COLUMNS),
-            row["evaluations"],
-            f"{row['sampling_seconds']:.3g}",
-            f"{row['structures_per_second']:.3g}",
-        )
-        for row in result["rows"]
+        (label, *(cell(row["figures"].get(key)) for row in result["rows"])) for key, label in FIGURES.items()
     ]
-    floors = ", ".join(f"{COLUMNS[key]} {value:.3g}" for key, value in result["floors"].items())
+    rows += [
+        (key.replace("_", " "), *(f"{row[key]:.3g}" for row in result["rows"]))
+        for key in ("evaluations", "sampling_seconds", "structures_per_second")
+    ]
+    floors = ", ".join(f"{FIGURES[key]} {value:.3g}" for key, value in result["floors"].items())
     show(
         f"one sample for each of {result['targets']:,} compositions of {result['test']} (95 % intervals)",
-        ["", *COLUMNS.values(), "evaluations", "seconds", "structures/s"],
+        ["", *(row["generator"] for row in result["rows"])],
         rows,
         f"energies by {result['energy_model']}, features of {result['embedder']}; "
         f"two halves of the reference: {floors}",
