@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 from crystalml.errors import InputError
 from crystalml.noise.flow import GeodesicFlow
 from crystalml.noise.product import CrystalNoise
+from crystalml.noise.torus import TorusDDPM
 from crystalml.noise.wrapped import WrappedNormal
 from crystalml.sample.base import Sampler
 from crystalml.sample.predictor_corrector import PredictorCorrector
@@ -27,8 +29,9 @@ def solver(
 
     "pc": the published one, at all levels unless `steps` says less: predictor-corrector, two evaluations a
     step; GemsDiff's Algorithm 2, one, which corrects nothing and guards the density. "ancestral": without
-    corrector. "euler", "heun", "multistep": the probability-flow ODE, 25 steps unless `steps` says otherwise.
-    Of a flow there are "pc" and "euler", both Euler's steps along its velocity.
+    corrector, on GemsDiff's torus by exact posterior steps. "euler", "heun", "multistep": the
+    probability-flow ODE, 25 steps unless `steps` says otherwise. Of a flow there are "pc" and "euler", both
+    Euler's steps along its velocity.
     start: see the samplers. order: of the predictor-corrector.
     """
     if isinstance(noise.frac, GeodesicFlow) and name in ("pc", "euler"):
@@ -37,6 +40,8 @@ def solver(
     if name in ("pc", "ancestral"):
         scores = isinstance(noise.frac, WrappedNormal)
         corrector, density = name == "pc" and scores, None if scores else DENSITY
+        if name == "ancestral" and isinstance(noise.frac, TorusDDPM):
+            noise = replace(noise, frac=replace(noise.frac, posterior="exact"))
         return PredictorCorrector(noise, steps, order, corrector=corrector, density=density, start=start)
     if name in ("euler", "heun", "multistep"):
         return ProbabilityFlow(noise, 25 if steps is None else steps, name, start)

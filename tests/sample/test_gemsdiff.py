@@ -14,6 +14,7 @@ from crystalml.geometry.lattice import gram
 from crystalml.geometry.torus import logmap
 from crystalml.noise.product import CrystalNoise
 from crystalml.sample.predictor_corrector import PredictorCorrector, within
+from crystalml.sample.solvers import solver
 from crystalml.testing import assert_close_crystals, fcc, rand_crystals
 
 HEAVY = (14, 26, 55)  # random cells of hydrogen are thinner than any bound on densities
@@ -53,6 +54,13 @@ def test_a_sample_depends_on_its_seed_alone() -> None:
     assert_close_crystals(together[2], alone, atol=1e-6)
     other = sampler.sample(model.denoise, x[2], torch.tensor([9]))
     assert logmap(other.frac - alone.frac).abs().max() > 1e-3
+
+
+def test_solvers_take_the_published_steps_or_exact_ones() -> None:
+    noise = CrystalNoise.gemsdiff(50)
+    published, exact = solver("pc", noise), solver("ancestral", noise)
+    assert published.noise == noise and published.evaluations == exact.evaluations == 50
+    assert exact.noise.frac.posterior == "exact" and exact.noise.lattice == noise.lattice  # type: ignore[union-attr]
 
 
 def test_density_of_copper() -> None:
