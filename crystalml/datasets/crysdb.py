@@ -24,6 +24,7 @@ __all__ = [
     "SOURCES",
     "Arrays",
     "crysdb",
+    "dft_frames",
     "element_references",
     "fill_energy",
     "fit_references",
@@ -136,6 +137,17 @@ def frames(root: str | Path, split: str = "train", max_atoms: int | None = None)
     data = _smaller(read_parquet(Path(root, "frames", f"labelled_{split}.parquet")), max_atoms)
     formation = data.labels["energy_per_atom"] - _reference_energy(data, references)
     return replace(data, labels={**data.labels, ENERGY: formation.astype(np.float32)})
+
+
+def dft_frames(root: str | Path, max_atoms: int | None = None) -> Arrays:
+    """PBE frames of Cu, Li, Mo, N, Nb, Ni, Ta, W and alloys: hot, strained, molten, surfaces, defects.
+
+    Zuo et al., J. Phys. Chem. A 124, 731 (2020), and the SNAP sets before it. `energy_per_atom` (eV/atom,
+    total, uncorrected) and atom label `forces`; no stress, whose sign in the file is not certain.
+    """
+    data = _smaller(read_parquet(Path(root, "frames", "dft_snap_elements_alloys.parquet")), max_atoms)
+    energy = data.labels["energy"] / data.num_atoms
+    return replace(data, labels={"energy_per_atom": energy.astype(np.float32)})
 
 
 def test_set(root: str | Path, name: str) -> Arrays:
