@@ -258,7 +258,11 @@ def prototypes(
     )
 
 
-@benchmark.command(epilog=examples("crystalml benchmark forces ../shared/data -n 2000"))
+@benchmark.command(
+    epilog=examples(
+        "crystalml benchmark forces DATA -n 2000", "crystalml benchmark forces DATA --split dft -n 500"
+    )
+)
 def forces(
     folder: Annotated[Path, typer.Argument(help="A CrysDB folder with labelled frames.")],
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
