@@ -1,4 +1,4 @@
-"""Commands that turn crystals into features, and results into pictures."""
+"""Commands that turn crystals into features, results into pictures, and measure models of properties."""
 
 from __future__ import annotations
 
@@ -234,3 +234,46 @@ def features_speed(
     from crystalml.benchmarks.features import run
 
     run(data, n=n, repeats=repeats, seed=seed, out=out, device=device)
+
+
+@measures.command(
+    epilog=examples(
+        "crystalml benchmark crysdiff DATA",
+        "crystalml benchmark crysdiff DATA --properties jarvis-kv,mp-log_k --fractions 5,20,100",
+    )
+)
+def crysdiff(
+    folder: Annotated[Path, typer.Argument(help="The folder with properties/ and crysdb/.")],
+    properties: Annotated[
+        str | None, typer.Option(help="A list such as jarvis-kv,mp-gap [default: all]")
+    ] = None,
+    rows: Annotated[str | None, typer.Option(help="'frozen + diffusion,...' [default: all]")] = None,
+    fractions: Annotated[str, typer.Option(help="Percent of the labels, a list.")] = "100",
+    encoder: Annotated[str, typer.Option(help="Pretrained weights to start from.")] = "diffcsp",
+    seen: Annotated[
+        int, typer.Option(min=1, help="Crystals shown in each fit; ten times if frozen.")
+    ] = 200_000,
+    minutes: Annotated[float | None, typer.Option(help="Of each fit at most.")] = None,
+    max_train: Annotated[int | None, typer.Option(min=2, help="Labels at most.")] = None,
+    max_test: Annotated[int | None, typer.Option(min=1, help="Test crystals at most.")] = None,
+    max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
+    encoder_lr: Annotated[float | None, typer.Option(help="Of pretrained encoders.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.")] = Path("benchmark-crysdiff"),
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Properties by diffusion beside regression: errors, CRPS, coverage; stopped, it goes on."""
+    from crystalml.benchmarks.crysdiff import PROPERTIES, USUAL, Settings, run
+
+    settings = Settings(
+        encoder, seen, minutes, max_train, max_test, max_atoms, encoder_lr=encoder_lr, seed=seed
+    )
+    run(
+        folder,
+        properties.split(",") if properties else PROPERTIES,
+        rows.split(",") if rows else USUAL,
+        numbers(fractions, "--fractions"),
+        settings,
+        out=out,
+        device=device,
+    )
