@@ -168,7 +168,10 @@ def matbench(
     folder: Annotated[Path, typer.Argument(help="Folder of the real data (properties/, tests/, crysdb/).")],
     tasks: Annotated[str, typer.Option(help="List of tasks, or all.")] = "all",
     rows: Annotated[
-        str, typer.Option(help="mean, magpie-rf, random, pfm, dao-p, ready, NAME of --encoder, NAME-ridge.")
+        str,
+        typer.Option(
+            help="mean, magpie-rf, random, pfm, dao-p, ready, NAME of --encoder, NAME-ridge, NAME-frozen."
+        ),
     ] = "mean,magpie-rf,random,pfm,pfm-ridge,dao-p",
     encoder: Annotated[
         list[str] | None, typer.Option(help="NAME=weights of a further row; may be repeated.")

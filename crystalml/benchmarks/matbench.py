@@ -82,9 +82,10 @@ def run(
     """Mean absolute errors of rows on tasks, as JSON in `out`; stopped, it goes on where it was.
 
     encoders: row -> weights (path, shipped name), for rows such as "rr" whose weights are not shipped. A row
-    "NAME-ridge" puts a ridge regression on the frozen features of NAME. "random" has the network of "pfm"
-    with untrained weights, "ready" is the shipped model of the property, which learns no more. keep: a folder
-    for the fitted networks. Raises InputError for unknown tasks and rows without weights.
+    "NAME-ridge" puts a ridge regression on the frozen features of NAME, "NAME-frozen" the two-layer head.
+    "random" has the network of "pfm" with untrained weights, "ready" is the shipped model of the property,
+    which learns no more. keep: a folder for the fitted networks.
+    Raises InputError for unknown tasks and rows without weights.
     """
     settings = settings or Settings()
     weights = {**ENCODERS, **(encoders or {})}
@@ -132,7 +133,7 @@ def _check(tasks: Sequence[str], rows: Sequence[str], weights: Mapping[str, str]
                 "only with --seeds 0 and without --shares or --folds"
             )
     for row in rows:
-        base = row.removesuffix("-ridge")
+        base = _base(row)
         if row not in (*PLAIN, READY) and base != "random" and base not in weights:
             raise InputError(f"row {row!r} needs weights: --encoder {base}=FILE; known: {', '.join(_ORDER)}")
 
@@ -141,7 +142,7 @@ def _fingerprints(
     found: Sequence[Mapping[str, Any]], rows: Sequence[str], weights: Mapping[str, str]
 ) -> dict[str, str]:
     """Row -> digest of the weights it starts from; refuses to mix two weights under one name."""
-    bases = {row: row.removesuffix("-ridge") for row in rows}
+    bases = {row: _base(row) for row in rows}
     prints = {row: fingerprint(load_model(weights[base])) for row, base in bases.items() if base in weights}
     for record in found:
         if record["row"] in prints and record["weights"] != prints[record["row"]]:
@@ -190,10 +191,15 @@ def _task(
         }
 
 
+def _base(row: str) -> str:
+    """The row whose weights a row on frozen features starts from."""
+    return row.removesuffix("-ridge").removesuffix("-frozen")
+
+
 def _sees_cells(row: str, start: Start) -> bool:
     if row in (*PLAIN, READY):
         return False
-    base = row.removesuffix("-ridge")
+    base = _base(row)
     return knows_cell(_architecture(start.weights["pfm" if base == "random" else base]))
 
 
@@ -221,7 +227,7 @@ def _predict(
     if row == READY:
         ready = PropertyPredictor.load(task.ready, start.device)
         return np.asarray(ready.predict(cells[_ids(test)]), np.float64)
-    base = row.removesuffix("-ridge")
+    base = _base(row)
     weights = start.weights
     encoder: str | EncoderConfig = weights[base] if base != "random" else _architecture(weights["pfm"])
     predictor = PropertyPredictor(
@@ -233,6 +239,7 @@ def _predict(
         epochs=math.ceil(settings.seen / len(train)),
         patience=math.ceil(settings.seen / len(train)),
         lr=settings.lr,
+        freeze=row.endswith("-frozen"),
         seed=seed,
         compile=start.compile,
         device=start.device,
