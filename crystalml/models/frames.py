@@ -79,8 +79,7 @@ def local(vectors: Tensor, frames: Tensor, chiral: bool) -> Tensor:
 
 
 def _even(values: Tensor, odd: list[int]) -> Tensor:
-    sign = torch.zeros(values.shape[-1], dtype=torch.bool, device=values.device)
-    sign[odd] = True
+    sign = torch.tensor([k in odd for k in range(values.shape[-1])], device=values.device)
     return torch.where(sign, values.square(), values)
 
 
