@@ -84,11 +84,7 @@ def run(
     samples as they are drawn. Polymorphs are counted among the n targets. Writes `out`/result.json and
     returns it. Raises InputError where a name is given twice.
     """
-    names = [variant.name for variant in variants]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"give each variant a name of its own, not {', '.join(names) or 'none'}")
-    if not shots or min(shots) < 1:
-        raise InputError(f"shots must be at least 1 each, not {list(shots)}")
+    _check([variant.name for variant in variants], shots)
     where, folder = pick_device(device), Path(out)
     targets = choose(read_test(test, benchmark), n, seed)
     about = {"test": Path(test).name, "rows": benchmark or "all", "seed": seed}
@@ -122,6 +118,13 @@ def run(
     write_json(folder / "result.json", result)
     _print(result)
     return result
+
+
+def _check(names: Sequence[str], shots: Sequence[int]) -> None:
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"give each variant a name of its own, not {', '.join(names) or 'none'}")
+    if not shots or min(shots) < 1:
+        raise InputError(f"shots must be at least 1 each, not {list(shots)}")
 
 
 def _atoms(targets: Arrays, drawn: list[list[Sample]]) -> list[Atoms]:
