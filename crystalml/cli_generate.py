@@ -123,7 +123,7 @@ def _structure(path: Path | None) -> Structure | None:
     )
 )
 def hybrid(
-    test: Annotated[Path, typer.Option(help="Parquet file of target crystals.")],
+    test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
     shots: Annotated[str, typer.Option(help="Answers a target, a list such as 1,20.")] = "1,5,20",
     n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
     subset: Annotated[
@@ -173,7 +173,7 @@ def _shots(text: str) -> list[int]:
     )
 )
 def solvers(
-    test: Annotated[Path, typer.Option(help="Parquet file of target crystals.")],
+    test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-g",
     names: Annotated[str, typer.Option("--solvers", help="Which.")] = "pc,ancestral,euler,heun,multistep",
     evaluations: Annotated[
@@ -213,7 +213,7 @@ def solvers(
 )
 def ablation(
     variants: Annotated[list[str], typer.Argument(help="Rows: NAME=MODEL, NAME=MODEL@GUIDANCE or MODEL.")],
-    test: Annotated[Path, typer.Option(help="Parquet file of target crystals.")],
+    test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
     subset: Annotated[
         str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
     ] = None,

@@ -173,7 +173,7 @@ def _shots(text: str) -> list[int]:
     )
 )
 def csp(
-    test: Annotated[Path, typer.Option(help="Parquet file of target crystals.")],
+    test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-g",
     shots: Annotated[str, typer.Option(help="Samples a target, a list such as 1,20.")] = "1,20",
     n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
@@ -228,7 +228,7 @@ def energy(
     epilog=examples("crystalml benchmark prototypes --test mp_20_test.parquet --shots 1,5,20 -n 500")
 )
 def prototypes(
-    test: Annotated[Path, typer.Option(help="Parquet file of target crystals.")],
+    test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
     shots: Annotated[str, typer.Option(help="Predictions a target, a list such as 1,20.")] = "1,5,20",
     n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
     subset: Annotated[

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
+from crystalml.convert import read_structures, to_batch
 from crystalml.datasets.arrays import Arrays, standard_orientation
 from crystalml.datasets.crysdb import BENCHMARKS, read_parquet
 from crystalml.errors import InputError
@@ -17,12 +19,15 @@ VALIDATION = BENCHMARKS[2:]
 
 
 def read_test(path: str | Path, benchmark: str | None = None) -> Arrays:
-    """A test file; of one that holds all splits, the rows marked "test".
+    """A Parquet file of crystals, of one that holds all splits the rows marked "test"; or structure files.
 
-    benchmark: of CrysDB's file, the validation rows of "mp_20_val" or "mpts_52_val" instead.
+    The latter are a folder or a file of any kind that `read_structures` takes. benchmark: of CrysDB's file,
+    the validation rows of "mp_20_val" or "mpts_52_val" instead.
     """
     if benchmark is not None and benchmark not in VALIDATION:
         raise InputError(f"benchmark must be one of {', '.join(VALIDATION)}, not {benchmark!r}")
+    if benchmark is None and Path(path).suffix != ".parquet":
+        return _from_files(path)
     data = read_parquet(path)
     if benchmark is not None:
         rows = (data.labels["benchmark"] == BENCHMARKS.index(benchmark)) & (data.strings["split"] == "val")
@@ -32,6 +37,14 @@ def read_test(path: str | Path, benchmark: str | None = None) -> Arrays:
     if len(set(data.ids)) < len(data):
         raise InputError(f"{path}: ids repeat, so samples could not be told apart")
     return data
+
+
+def _from_files(path: str | Path) -> Arrays:
+    found = read_structures(path).structures
+    x = to_batch([structure for _, structure in found], dtype=torch.float64)
+    cell, frac, _ = standard_orientation(x.lattice.numpy(), x.frac.numpy(), x.index.numpy())
+    fields = x.numbers.numpy().astype(np.int8), frac.astype(np.float32), cell.astype(np.float32)
+    return Arrays(*fields, x.num_atoms.numpy(), ids=[Path(name).name for name, _ in found])
 
 
 def choose(data: Arrays, n: int | None, seed: int) -> Arrays:

@@ -7,7 +7,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystalml.benchmarks.prototypes import run
-from crystalml.errors import InputError
+from crystalml.errors import FileReadError, InputError
 from crystalml.prototypes import PrototypeAtlas
 
 
@@ -45,3 +45,14 @@ def test_bad_requests(salts: Path, atlas: PrototypeAtlas, tmp_path: Path) -> Non
         run(salts, atlas, shots=(), out=tmp_path)
     with pytest.raises(InputError, match="mp_20_val"):
         run(salts, atlas, benchmark="mp_20", out=tmp_path)
+
+
+def test_targets_from_structure_files(tmp_path):
+    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    (tmp_path / "cifs").mkdir()
+    salt.get_primitive_structure().to(str(tmp_path / "cifs" / "salt.cif"))
+    result = run(tmp_path / "cifs", shots=[1], out=tmp_path / "out", progress=False)
+    assert result["targets"] == 1 and result["scores"][0]["match_rate"] == 1
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FileReadError, match="there is no CIF"):
+        run(tmp_path / "none", out=tmp_path / "out2", progress=False)
