@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from crystalml.benchmarks.csp import ModelLike
+import torch
+
+from crystalml import recipes
+from crystalml.benchmarks.csp import ModelLike, load
 from crystalml.benchmarks.csp import run as csp
 from crystalml.benchmarks.report import show
 from crystalml.errors import InputError
 from crystalml.journal import write_json
 from crystalml.sample.solvers import Solver
-
-TWICE = ("pc", "heun")  # two evaluations a step
+from crystalml.sample.solvers import solver as make
 
 
 def run(
@@ -29,22 +32,24 @@ def run(
 ) -> dict[str, Any]:
     """`benchmarks.csp` for every solver and number of evaluations, each in a folder of its own in `out`.
 
-    evaluations: at most so many a sample; a solver that evaluates twice a step takes half as many steps. Flow
-    solvers are skipped above 200, where they have converged. picture: a file to draw match rates into.
-    options: as csp's. Writes `out`/result.json and returns it.
+    evaluations: at most so many a sample; a solver that evaluates twice a step takes half as many steps, and
+    none more than there are levels. Flow solvers are skipped above 200, where they have converged. picture: a
+    file to draw match rates into. options: as csp's. Writes `out`/result.json and returns it.
     """
     known = get_args(Solver)
     if unknown := [name for name in solvers if name not in known]:
         raise InputError(f"no solver {', '.join(unknown)}; there are {', '.join(known)}")
     if not evaluations or min(evaluations) < 2:
         raise InputError(f"evaluations must be at least 2 each, not {list(evaluations)}")
+    noise = recipes.noise_for(load(model, torch.device("cpu")))
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     for name in solvers:
+        each = math.ceil(make(name, noise, 2).evaluations / 2)
         for most in sorted(evaluations):
             if most > 200 and name not in ("pc", "ancestral"):
                 continue
-            steps = min(1000, max(1, most // 2 if name in TWICE else most))
+            steps = min(noise.num_steps, max(1, most // each))
             folder = Path(out, f"{name}-{most}")
             result = csp(
                 test, model, solver=name, steps=steps, shots=shots, gated=False, out=folder, **options
@@ -88,6 +93,9 @@ def draw(rows: Sequence[dict[str, Any]], path: str | Path, title: str = "") -> N
         bars = [[b - a for a, b in zip(low, y, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
         axes.errorbar(x, y, bars, marker="o", ms=4, lw=1.2, capsize=2, elinewidth=0.7, label=name)
     axes.set_xscale("log")
+    counts = sorted({row["evaluations"] for row in rows if row["solver"] == rows[0]["solver"]})
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
     axes.set_xlabel("network evaluations a sample")
     axes.set_ylabel(f"match rate (%), {shots} shot{'s' if shots > 1 else ''}")
     axes.set_ylim(bottom=0)
