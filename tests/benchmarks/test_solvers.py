@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from crystalml import recipes
 from crystalml.benchmarks import csp, solvers
 from crystalml.errors import InputError
 from crystalml.metrics.match import TargetMatches
@@ -38,6 +39,14 @@ def test_evaluations_are_kept_to(
     written = json.loads((tmp_path / "out" / "result.json").read_text())
     assert written == json.loads(json.dumps(result))
     assert (tmp_path / "p.png").stat().st_size > 1000
+
+
+def test_gemsdiff_evaluates_once_a_step(salts: Path, tmp_path: Path) -> None:
+    model, names = recipes.gemsdiff("tiny").model.build(), ["pc", "ancestral"]
+    result = solvers.run(
+        salts, model, solvers=names, evaluations=[3], n=2, device="cpu", progress=False, out=tmp_path / "out"
+    )  # type: ignore[arg-type]
+    assert [(row["steps"], row["evaluations"]) for row in result["rows"]] == [(3, 3), (3, 3)]
 
 
 def test_bad_requests(salts: Path, tmp_path: Path) -> None:
