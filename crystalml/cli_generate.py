@@ -132,8 +132,7 @@ def hybrid(
     same_formula: Annotated[
         bool, typer.Option(help="Let training crystals of a target's own formula count.")
     ] = True,
-    potential: Annotated[str, typer.Option(help="What relaxes, or none.")] = "dao-p",
-    judge: Annotated[str, typer.Option(help="What tells energies, or none.")] = "dao-p-energy",
+    potential: Annotated[str, typer.Option(help="What tells energies and relaxes, or none.")] = "dao-p",
     ranker: Annotated[Path | None, typer.Option(help="A ranker's JSON [default: the shipped one].")] = None,
     pool: Annotated[int, typer.Option(min=1, help="Proposals looked at.")] = 40,
     relax_steps: Annotated[int, typer.Option(min=0, help="Steps of relaxation.")] = 15,
@@ -149,9 +148,7 @@ def hybrid(
     """Match rate and RMSE of known prototypes, ranked and relaxed; stopped, it goes on where it was."""
     from crystalml.benchmarks.hybrid import Setup, run
 
-    setup = Setup(
-        _optional(potential), _optional(judge), ranker, pool, relax_steps, noise_level, model
-    )  # fmt: skip
+    setup = Setup(_optional(potential), ranker, pool, relax_steps, noise_level, model)
     run(
         test, setup, benchmark=subset, shots=_shots(shots), n=n, seed=seed, same_formula=same_formula,
         gated=gated, table=table, out=out, device=device, processes=processes,

@@ -88,11 +88,11 @@ class StructureGenerator:
     """Crystal structure prediction: known prototypes, refined and ranked, and diffusion for what is new.
 
     model: one with noise heads. energy_model: with an energy head for noisy crystals, for guidance.
-    potential: relaxes prototypes, None leaves them as they are. judge: tells the energies by which they are
-    ranked, None leaves that to the potential. All take a shipped name, a path, a
-    "hf://" address or a CrystalModel, and the latter two are loaded when first needed. atlas: the prototypes
-    known; None is the shipped one. ranker: None is the shipped one. solver: how diffusion samples, see
-    `sample.solvers`. device None picks CUDA if present. `report` holds the counts of the latest call.
+    potential: ranks prototypes by energy and relaxes them, None leaves them as they are. All take a shipped
+    name, a path, a "hf://" address or a CrystalModel, and the latter two are loaded when first needed.
+    atlas: the prototypes known; None is the shipped one. ranker: None is the shipped one. solver: how
+    diffusion samples, see `sample.solvers`. device None picks CUDA if present. `report` holds the counts of
+    the latest call.
     """
 
     def __init__(
@@ -103,7 +103,6 @@ class StructureGenerator:
         dtype: torch.dtype | str = torch.float32,
         *,
         potential: ModelLike | None = "dao-p",
-        judge: ModelLike | None = "dao-p-energy",
         atlas: PrototypeAtlas | None = None,
         ranker: Ranker | None = None,
         solver: Solver = "pc",
@@ -117,7 +116,7 @@ class StructureGenerator:
             name = self.model.card.get("name", "this model")
             raise UnsupportedError(f"{name} cannot generate: it has no noise heads. Use 'dao-g'.")
         self.noise = recipes.noise_for(self.model)
-        self.energy_model, self.potential, self.judge = energy_model, potential, judge
+        self.energy_model, self.potential = energy_model, potential
         self._atlas, self.ranker, self.solver = atlas, ranker, solver
         self.max_pairs, self.max_redraws = max_pairs, max_redraws
         self.report = SampleReport()
@@ -249,27 +248,21 @@ class StructureGenerator:
         if wish.strategy == "prototype":
             properties["strategy"] = "prototype"
             return
-        for name in ("potential", "judge"):
-            model = getattr(self, name)  # loaded by now, if it is any
-            if isinstance(model, CrystalModel):
-                properties[name] = model.card.get("name") or "custom"
-                properties[f"{name}_sha256"] = model.card.get("sha256")
+        if isinstance(self.potential, CrystalModel):  # loaded by now, if it is any
+            properties["potential"] = self.potential.card.get("name") or "custom"
+            properties["potential_sha256"] = self.potential.card.get("sha256")
 
     def _hybrid(self, wish: Wish) -> Hybrid:
         if wish.strategy == "prototype":
             return Hybrid(self.atlas)
-        potential = judge = None
-        if self.potential is not None:
-            potential = Predictor(self._potential("potential"), self.max_pairs)
-        if self.judge is not None:
-            judge = Predictor(self._potential("judge"), self.max_pairs)
+        potential = Predictor(self._potential(), self.max_pairs) if self.potential is not None else None
         denoising = None
         if wish.noise_level:
             name: Solver = "heun" if isinstance(self.noise.frac, WrappedNormal) else "pc"
             start = max(1, round(wish.noise_level * self.noise.num_steps))
             sampler = make_sampler(name, self.noise, wish.steps or min(REFINING, start), start)
             denoising = Denoising(self.model, sampler, wish.seed)
-        return Hybrid(self.atlas, potential, judge, self.ranker, denoising=denoising)
+        return Hybrid(self.atlas, potential, self.ranker, denoising=denoising)
 
     def _diffuse(self, draws: list[Draw], wish: Wish) -> Found:
         sampler = self._sampler(wish)
@@ -300,21 +293,18 @@ class StructureGenerator:
             return items
         unknown = [s for s, _ in items if not isfinite(s.properties.get("energy_per_atom", nan))]
         if unknown:
-            model = self._potential("potential" if self.judge is None else "judge")
-            energies = Predictor(model)(to_batch(unknown), forces=False)["energy_per_atom"]
+            energies = Predictor(self._potential())(to_batch(unknown), forces=False)["energy_per_atom"]
             for structure, energy in zip(unknown, energies.tolist(), strict=True):
                 structure.properties["energy_per_atom"] = energy
         return sorted(items, key=lambda item: item[0].properties["energy_per_atom"])
 
-    def _potential(self, name: Literal["potential", "judge"]) -> CrystalModel:
-        """The model called so, loaded and kept for the next call."""
-        given = getattr(self, name)
-        if given is None:
+    def _potential(self) -> CrystalModel:
+        """The potential, loaded and kept for the next call."""
+        if self.potential is None:
             raise InputError("energies need a potential: StructureGenerator(potential='dao-p').")
-        model = self._load(given)
+        self.potential = model = self._load(self.potential)
         if not model.has_energy:
-            raise UnsupportedError(f"the {name} has no energy head: use 'dao-p', or None for none.")
-        setattr(self, name, model)
+            raise UnsupportedError("the potential has no energy head: use 'dao-p', or None for none.")
         return model
 
     def _sampler(self, wish: Wish) -> Sampler:

@@ -1,6 +1,6 @@
 """Energies above the hull in K-Mg-F with pymatgen: all by the model, and the model's among DFT's.
 
-Run: python examples/09_hull.py [model of relaxations] [folder for the picture] [model of energies]
+Run: python examples/09_hull.py [model] [folder for the picture]
 """
 
 import sys
@@ -16,8 +16,6 @@ from crystalml.entries import computed_entry, element_entries
 
 model = sys.argv[1] if len(sys.argv) > 1 else "dao-p"
 folder = Path(sys.argv[2]) if len(sys.argv) > 2 else None
-# Relaxed with the one, compared with the other, whose formation energies are closer (see their cards).
-judge = sys.argv[3] if len(sys.argv) > 3 else "dao-p-energy" if model == "dao-p" else model
 
 # Formation energies (eV/atom, MP2020 scheme) of the Materials Project, CC BY 4.0.
 DFT = {"KF": -2.936, "MgF2": -3.829, "KMgF3": -3.548, "K2MgF4": -3.379}
@@ -44,7 +42,7 @@ CRYSTALS = {
 }
 
 relaxed = [found["final_structure"] for found in relax(list(CRYSTALS.values()), model, progress=False)]
-out = Predictor(load_model(judge))(to_batch(relaxed), forces=False)
+out = Predictor(load_model(model))(to_batch(relaxed), forces=False)
 
 # 1. A diagram of the model alone: formation energies, with the elements at zero by definition.
 entries = {

@@ -113,7 +113,7 @@ def test_structures_are_sampled_there(name, solver, there):
 def test_guided_and_known_structures(tiny_model, tiny_potential, there):
     salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.6), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     generator = StructureGenerator(
-        tiny_model(), tiny_model(), device=str(there), potential=tiny_potential(), judge=None,
+        tiny_model(), tiny_model(), device=str(there), potential=tiny_potential(),
         atlas=PrototypeAtlas.from_structures([salt]), max_redraws=0,
     )  # fmt: skip
     quiet = {"seed": 0, "progress": False}

@@ -45,7 +45,7 @@ def make(tiny_model, noise, monkeypatch):
     def build(dtype=torch.float64, card=None, **settings) -> StructureGenerator:
         model = tiny_model(dtype=dtype)
         model.card = card or {}
-        settings = {"potential": model, "judge": None, **settings}
+        settings = {"potential": model, **settings}
         return StructureGenerator(model, model, device="cpu", dtype=dtype, **settings)
 
     return build

@@ -34,13 +34,12 @@ PART = 16  # targets at a time: enough proposals for the networks' batches, and 
 
 @dataclass(frozen=True)
 class Setup:
-    """What refines the proposals: `judge` ranks, `potential` relaxes, either may be None; see Hybrid.
+    """What refines the proposals: `potential` (None: chemistry alone) ranks and relaxes them, see Hybrid.
 
     noise_level: of partial noising, by `model` with `solver` and `steps`; 0 is none.
     """
 
     potential: str | Path | None = "dao-p"
-    judge: str | Path | None = "dao-p-energy"
     ranker: str | Path | None = None
     pool: int = 40
     relax_steps: int = 15
@@ -52,13 +51,10 @@ class Setup:
     def build(self, atlas: PrototypeAtlas, device: torch.device, seed: int) -> tuple[Hybrid, dict[str, Any]]:
         """The pipeline, and settings that decide what it says."""
         settings = {key: None if value is None else str(value) for key, value in asdict(self).items()}
-        potential, judge, denoising = None, None, None
+        potential, denoising = None, None
         if self.potential is not None:
             model = load_model(self.potential, device=device).eval()
             potential, settings["potential_weights"] = Predictor(model), fingerprint(model)
-        if self.judge is not None:
-            model = load_model(self.judge, device=device).eval()
-            judge, settings["judge_weights"] = Predictor(model), fingerprint(model)
         if self.noise_level:
             denoiser = load_model(self.model, device=device).eval()
             noise = noise_for(denoiser)
@@ -66,10 +62,9 @@ class Setup:
             denoising = Denoising(denoiser, solver(self.solver, noise, self.steps, start), seed)
             settings["denoiser_weights"] = fingerprint(denoiser)
         ranker = None if self.ranker is None else Ranker.load(self.ranker)
-        blind = judge is None and potential is None
-        settings["ranker"] = "by score" if blind else (ranker or Ranker.default()).name
+        settings["ranker"] = "by score" if potential is None else (ranker or Ranker.default()).name
         steps = self.relax_steps
-        return Hybrid(atlas, potential, judge, ranker, self.pool, steps, denoising=denoising), settings
+        return Hybrid(atlas, potential, ranker, self.pool, steps, denoising=denoising), settings
 
 
 def run(
@@ -185,6 +180,6 @@ def _result(
     print_scores(
         f"hybrid on {settings['test']} ({settings['rows']})",
         result["scores"],
-        f"judge {settings['judge']}, potential {settings['potential']}, {seconds / len(rows):.2g} s a target",
+        f"potential {settings['potential']}, {seconds / len(rows):.2g} s a target",
     )
     return result

@@ -25,7 +25,7 @@ def fit(folders: Sequence[str | Path], out: str | Path, ridge: float = 0.01) -> 
 
     The report's figures are cross-validated, each fifth of the targets ranked by a fit to the others: mean
     log likelihood of a match, match rate and RMSE at 1, 5 and 20 shots without relaxation, beside those of
-    chemical likeness alone. Folders must be of one judge, and of validation rows.
+    chemical likeness alone. Folders must be of one potential, and of validation rows.
     """
     targets, card = _read(folders)
     tables = [(x, np.isfinite(rms)) for x, rms in targets]
@@ -51,7 +51,7 @@ def _read(folders: Sequence[str | Path]) -> tuple[list[tuple[NDArray[Any], NDArr
     """(features (m, k), rms (m,) NaN without a match) of every target with proposals, and the card."""
     found = []
     rows: list[str] = []
-    judges: set[str] = set()
+    potentials: set[str] = set()
     for folder in folders:
         path, note = Path(folder, "proposals.jsonl"), Path(folder, "settings.json")
         if not path.is_file() or not note.is_file():
@@ -60,7 +60,7 @@ def _read(folders: Sequence[str | Path]) -> tuple[list[tuple[NDArray[Any], NDArr
             )
         settings = json.loads(note.read_text())
         rows.append(f"{settings['rows']} of {settings['test']}")
-        judges.add(str(settings.get("judge_weights") or settings.get("potential_weights")))
+        potentials.add(str(settings.get("potential_weights")))
         seen = {}
         for line in path.read_text().splitlines():
             row = json.loads(line)
@@ -71,9 +71,9 @@ def _read(folders: Sequence[str | Path]) -> tuple[list[tuple[NDArray[Any], NDArr
             if row["features"]:
                 rms = [np.nan if value is None else value for value in row["rms"]]
                 found.append((np.array(row["features"], float), np.array(rms, float)))
-    if len(judges) > 1:
-        raise InputError(f"the folders were made with energies of different models: {sorted(judges)}")
-    return found, {"rows": rows, "judge_weights": judges.pop()}
+    if len(potentials) > 1:
+        raise InputError(f"the folders were made with energies of different models: {sorted(potentials)}")
+    return found, {"rows": rows, "potential_weights": potentials.pop()}
 
 
 def _worth(targets: Sequence[Table], shares: Sequence[NDArray[Any]]) -> dict[str, Any]:

@@ -63,8 +63,8 @@ class Denoising:
 class Hybrid:
     """Known prototypes, ranked by chemistry and energy, and relaxed.
 
-    potential: relaxes the answers; None leaves them as the atlas gives them. judge: tells the energies of
-    proposals; None is the potential. ranker: None is the shipped one where there are energies, chemical
+    potential: tells the energies of proposals and relaxes the answers; None leaves them as the atlas gives
+    them. ranker: None is the shipped one where there are energies, chemical
     likeness alone where there are none. pool: how many proposals of a request are looked at, or as many as
     are asked for if that is more. relax_steps: most steps of relaxation, 0 for none. trust: how far it may
     lead.
@@ -72,7 +72,6 @@ class Hybrid:
 
     atlas: PrototypeAtlas
     potential: Predictor | None = None
-    judge: Predictor | None = None
     ranker: Ranker | None = None
     pool: int = POOL
     relax_steps: int = 15
@@ -101,8 +100,7 @@ class Hybrid:
         flat = [structure for pool in pools for structure in pool]
         if self.denoising is not None and flat:
             flat = self.denoising(flat)
-        judge = self.judge or self.potential
-        judged = [Judged(s) for s in flat] if judge is None else judge_all(flat, judge)
+        judged = [Judged(s) for s in flat] if self.potential is None else judge_all(flat, self.potential)
         ends = np.cumsum([len(pool) for pool in pools]).tolist()
         return [judged[end - len(pool) : end] for end, pool in zip(ends, pools, strict=True)]
 
@@ -110,8 +108,7 @@ class Hybrid:
         """The proposals of one request, likeliest first, with rank_score, the log of their probability."""
         if not judged:
             return []
-        blind = self.judge is None and self.potential is None
-        ranker = self.ranker or (Ranker.by_score() if blind else Ranker.default())
+        ranker = self.ranker or (Ranker.by_score() if self.potential is None else Ranker.default())
         shares = ranker.log_probabilities(judged)
         out = []
         for k in np.argsort(-shares, kind="stable").tolist():
@@ -131,9 +128,7 @@ class Hybrid:
         relaxed = [structure for row in best for structure in row]
         if self.potential is not None and self.relax_steps and relaxed:
             relaxed = relax_all(relaxed, self.potential, self.relax_steps, trust=self.trust)
-            for structure, item in zip(
-                relaxed, judge_all(relaxed, self.judge or self.potential), strict=True
-            ):
+            for structure, item in zip(relaxed, judge_all(relaxed, self.potential), strict=True):
                 structure.properties["energy_per_atom"] = item.energy
         answers, place = [], 0
         for row, all_of_it in zip(best, ranked, strict=True):

@@ -12,7 +12,7 @@ from crystalml.errors import InputError
 from crystalml.hybrid.rank import Ranker
 from crystalml.prototypes import PrototypeAtlas
 
-BARE = Setup(potential=None, judge=None)
+BARE = Setup(potential=None)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_rock_salts_are_matched_and_a_stopped_run_goes_on(
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
     assert result["scores"][1]["match_rate"] == 1.0 and result["scores"][1]["rmse"] < 1e-3
     with pytest.raises(InputError, match="pool"):
-        run(salts, Setup(potential=None, judge=None, pool=7), atlas, **options)
+        run(salts, Setup(potential=None, pool=7), atlas, **options)
 
 
 def test_a_ranker_is_fitted_to_what_the_benchmark_wrote(
