@@ -169,7 +169,7 @@ def _print(result: dict[str, Any]) -> None:
         (label, *(cell(row["figures"].get(key)) for row in result["rows"])) for key, label in FIGURES.items()
     ]
     rows += [
-        (key.replace("_", " "), *(f"{row[key]:.3g}" for row in result["rows"]))
+        (key.replace("_", " "), *(f"{row[key]:.4g}" for row in result["rows"]))
         for key in ("evaluations", "sampling_seconds", "structures_per_second")
     ]
     floors = ", ".join(f"{FIGURES[key]} {value:.3g}" for key, value in result["floors"].items())
