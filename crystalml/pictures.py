@@ -84,11 +84,12 @@ def learning_curves(path: Path, result: Mapping[str, Any]) -> None:
     for ax, (task, rows) in zip(axes, curves.items(), strict=False):
         for k, (row, points) in enumerate(rows.items()):
             labels, mae, low, high = np.array(points).T
+            labels = labels * 1.04**k  # apart, so that bars can be told apart
             ax.errorbar(
                 labels, mae, (mae - low, high - mae), marker="o", ms=3, lw=1, label=row, color=palette[k % 6]
             )
         ax.set(xscale="log", yscale="log", xlabel="labels", title=task, ylabel=f"MAE {units[task]}".rstrip())
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=7, loc="lower left")
     for ax in axes[len(curves) :]:
         ax.set_axis_off()
     _save(figure, path)
