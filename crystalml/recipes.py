@@ -68,7 +68,6 @@ _FRAMENET: dict[Size, FourierFrameNetConfig] = {
 _GEMS_PAPER = partial(CrystalNoise.gemsdiff, last=2e-3, posterior="code")  # Table 1; the code's steps
 _NOISES: dict[str, Callable[[], CrystalNoise]] = {
     "diffcsp": CrystalNoise.diffcsp,
-    "flow": CrystalNoise.flow,
     "gemsdiff": CrystalNoise.gemsdiff,
     "gemsdiff-predict": partial(CrystalNoise.gemsdiff, lattice_mode="predict"),
     "gemsdiff-paper": _GEMS_PAPER,
@@ -109,16 +108,6 @@ def dao_g(size: Size = "small") -> Recipe:
     noise = CrystalNoise.diffcsp(centered=_centered(size))
     model = ModelConfig(_sized(_CRYSFORMER, size), centered=noise.centered)
     return Recipe("dao-g", model, noise, Denoising(noise, focus=_focus(size)))
-
-
-def dao_g_flow(size: Size = "small") -> Recipe:
-    """DAO-G's network trained by flow matching: velocities of straight paths instead of scores.
-
-    Levels are drawn with logit(t / T) ~ N(0, 1) (Esser et al. 2024).
-    """
-    noise = CrystalNoise.flow(centered=_centered(size))
-    model = ModelConfig(_sized(_CRYSFORMER, size), centered=noise.centered, process="flow")
-    return Recipe("dao-g-flow", model, noise, Denoising(noise, focus=(0.0, 1.0)))
 
 
 def diffcsp(size: Size = "small") -> Recipe:

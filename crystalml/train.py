@@ -31,7 +31,6 @@ from crystalml.training.references import fit_shift
 
 RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "dao-g": recipes.dao_g,
-    "dao-g-flow": recipes.dao_g_flow,
     "dao-p-diffusion": recipes.dao_p_diffusion,
     "dao-p": recipes.dao_p,
     "diffcsp": recipes.diffcsp,

@@ -47,12 +47,12 @@ def test_fine_tuning_starts_from_given_weights(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_noise_are_refused(tmp_path: Path) -> None:
-    first = TrainConfig("dao-g-flow", tmp_path / "a", "tiny", FitConfig(steps=1), compile=False)
+    first = TrainConfig("gemsdiff", tmp_path / "a", "tiny", FitConfig(steps=1), compile=False)
     list(train(first, _data(0, 6)))
     second = TrainConfig(
         "dao-g", tmp_path / "b", "tiny", FitConfig(steps=1), init=tmp_path / "a" / "model.safetensors"
     )
-    with pytest.raises(InputError, match=r"'flow'.*'diffcsp'"):
+    with pytest.raises(InputError, match=r"'gemsdiff'.*'diffcsp'"):
         next(train(second, _data(0, 6)))
 
 

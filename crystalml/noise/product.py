@@ -10,7 +10,6 @@ from torch import Tensor
 
 from crystalml.crystal import CrystalBatch, Tangent
 from crystalml.geometry.torus import remove_mean, wrap
-from crystalml.noise.flow import GeodesicFlow, LinearFlow
 from crystalml.noise.gaussian import lattice_ddpm
 from crystalml.noise.lie import LieDDPM, PredictedCell
 from crystalml.noise.rng import Draws
@@ -80,11 +79,6 @@ class CrystalNoise:
         cell = LieDDPM.linear(num_steps, dof) if lattice_mode == "diffuse" else PredictedCell(num_steps)
         return CrystalNoise(cell, TorusDDPM.linear(num_steps, last, posterior), centered=True)
 
-    @staticmethod
-    def flow(num_steps: int = 1000, centered: bool = True) -> CrystalNoise:
-        """Straight paths of lattice and coordinates, for flow matching."""
-        return CrystalNoise(LinearFlow(num_steps), GeodesicFlow(num_steps), centered)
-
     @property
     def num_steps(self) -> int:
         return self.lattice.num_steps
@@ -98,7 +92,8 @@ class CrystalNoise:
             return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
         eps, noise = normal(x.lattice), normal(x.frac)
-        noise = self._centred(noise, x)
+        if self.centered:
+            noise = remove_mean(noise, x.index, x.num_atoms)
         frac, target = self.frac.perturb(x.frac, t[x.index], noise)
         if self.centered:  # wrapping bends the mean away from zero
             target = remove_mean(target, x.index, x.num_atoms)
@@ -115,11 +110,7 @@ class CrystalNoise:
         """x_t of every crystal, drawn from q(x_t | x); t = 0 gives x itself."""
         level = torch.full((len(x),), t, device=x.device)
         eps, shift = noise.lattice_normal(0).to(x.lattice), noise.atom_normal(0).to(x.frac)
-        frac, _ = self.frac.perturb(x.frac, level[x.index], self._centred(shift, x))
+        if self.centered:
+            shift = remove_mean(shift, x.index, x.num_atoms)
+        frac, _ = self.frac.perturb(x.frac, level[x.index], shift)
         return x.replace(lattice=self.lattice.perturb(x.lattice, level, eps), frac=frac)
-
-    def _centred(self, noise: Tensor, x: CrystalBatch) -> Tensor:
-        """Normal numbers (n, 3), if asked for without each crystal's mean; a flow needs them independent."""
-        if not self.centered or isinstance(self.frac, GeodesicFlow):
-            return noise
-        return remove_mean(noise, x.index, x.num_atoms)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 from crystalml.errors import InputError
-from crystalml.noise.flow import GeodesicFlow
 from crystalml.noise.product import CrystalNoise
 from crystalml.noise.torus import TorusDDPM
 from crystalml.noise.wrapped import WrappedNormal
@@ -30,13 +29,9 @@ def solver(
     "pc": the published one, at all levels unless `steps` says less: predictor-corrector, two evaluations a
     step; GemsDiff's Algorithm 2, one, which corrects nothing and guards the density. "ancestral": without
     corrector, on GemsDiff's torus by exact posterior steps. "euler", "heun", "multistep": the
-    probability-flow ODE, 25 steps unless `steps` says otherwise. Of a flow there are "pc" and "euler", both
-    Euler's steps along its velocity.
+    probability-flow ODE, 25 steps unless `steps` says otherwise.
     start: see the samplers. order: of the predictor-corrector.
     """
-    if isinstance(noise.frac, GeodesicFlow) and name in ("pc", "euler"):
-        steps = 25 if steps is None and name == "euler" else steps
-        return PredictorCorrector(noise, steps, corrector=False, start=start)
     if name in ("pc", "ancestral"):
         scores = isinstance(noise.frac, WrappedNormal)
         corrector, density = name == "pc" and scores, None if scores else DENSITY
