@@ -49,7 +49,7 @@ left.set(xlabel="time (ps)", ylabel="total energy (meV/atom)", title="NVE")
 left.legend()
 
 # 2. NVT: stochastic velocity rescaling (Bussi, Donadio & Parrinello, J. Chem. Phys. 126, 014101 (2007)).
-atoms = crystal(300)
+atoms = crystal(600)
 thermostat = Bussi(atoms, 2 * units.fs, temperature_K=300, taut=50 * units.fs, rng=np.random.default_rng(1))
 temperatures = np.array([atoms.get_temperature() for _ in thermostat.irun(round(DURATION / (2 * units.fs)))])
 half = temperatures[len(temperatures) // 2 :]
