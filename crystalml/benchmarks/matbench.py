@@ -104,7 +104,7 @@ def run(
                 for seed in settings.seeds
                 for share in settings.shares
                 for row in rows
-                if (name, row) not in LABELS_SEEN and (name, row, seed, share) not in done
+                if (name, _base(row)) not in LABELS_SEEN and (name, row, seed, share) not in done
             ]
             bar.advance(len(rows) * len(settings.seeds) * len(settings.shares) - len(todo))
             for record in _task(root, name, todo, settings, start) if todo else ():
