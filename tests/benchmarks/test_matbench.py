@@ -144,7 +144,9 @@ def test_shares_are_of_the_training_labels(root: Path, weights: str, tmp_path: P
 
 
 def test_taught_labels_are_left_out(root: Path, tmp_path: Path) -> None:
-    result = run(root, ["mp_e_form"], ["dao-p", "dao-p-ridge"], Settings(seeds=(0,)), out=tmp_path, progress=False)
+    result = run(
+        root, ["mp_e_form"], ["dao-p", "dao-p-ridge"], Settings(seeds=(0,)), out=tmp_path, progress=False
+    )
     assert result["tasks"] == {} and result["left_out"][0]["row"] == "dao-p"
 
 
