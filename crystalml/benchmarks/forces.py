@@ -44,60 +44,68 @@ def run(
     label = "energy_per_atom" if split == "dft" else ENERGY
     data = choose(data[np.isfinite(data.labels[label])], n, seed)
     start = time.perf_counter()
-    error, force, stress = _errors(data, Predictor(loaded), label, progress)
+    found = _errors(data, Predictor(loaded), label, progress)
     if split == "dft":
         shares = fractions(data)
-        references, _ = fit_references(shares, error)
-        error = error - shares @ np.nan_to_num(references)
+        references, _ = fit_references(shares, found["energy"])
+        found["energy"] -= shares @ np.nan_to_num(references)
     seconds = time.perf_counter() - start
-    name = "PBE frames" if split == "dft" else f"labelled_{split}"
+    kinds = data.strings.get("kind", np.full(len(data), "all"))
+    parts = {kind: _means(data, found, kinds == kind) for kind in np.unique(kinds).tolist()}
     result = {
         "benchmark": "forces",
-        "frames": name,
+        "frames": "PBE frames" if split == "dft" else f"labelled_{split}",
         "model": loaded.card.get("name") or ("custom" if loaded is model else str(model)),
         "weights": fingerprint(loaded),
         "seed": seed,
-        "crystals": len(data),
-        "energy_mae": float(np.abs(error).mean()),
-        "forces_mae": force,
-        "stress_mae_gpa": stress,
+        **_means(data, found, np.full(len(data), True)),
+        "kinds": parts,
         "seconds": seconds,
         "environment": environment(where),
     }
     if out is not None:
         write_json(Path(out), result)
-    show(
-        f"{result['model']} on {len(data)} frames: {name}",
-        ["energy MAE eV/atom", "force MAE eV/A", "stress MAE GPa"],
-        [
-            (
-                f"{result['energy_mae']:.4f}",
-                f"{result['forces_mae']:.4f}",
-                "" if stress is None else f"{stress:.3f}",
-            )
-        ],
-        f"{len(data) / seconds:.3g} structures/s",
-    )
+    _print(result)
     return result
 
 
-def _errors(
-    data: Arrays, predictor: Predictor, label: str, progress: bool
-) -> tuple[NDArray[Any], float, float | None]:
-    """Signed errors of the energy per atom (b,), and mean absolute ones of force components and stresses."""
-    packed = pack(data, labels=(label, *({"stress"} & set(data.labels))))
+def _errors(data: Arrays, predictor: Predictor, label: str, progress: bool) -> dict[str, NDArray[Any]]:
+    """Of each frame: signed error of the energy per atom, sums of absolute ones of forces and stresses."""
+    stressed = "stress" in data.labels
+    packed = pack(data, labels=(label, "stress") if stressed else (label,))
     forces = torch.as_tensor(data.atom_labels["forces"]).split(data.num_atoms.tolist())
-    energy, force, stress, atoms = np.zeros(len(data)), 0.0, 0.0, 0
+    found = {name: np.full(len(data), np.nan) for name in ("energy", "force", "stress")}
     with ProgressBar(progress, "predicting") as bar:
         bar.add(len(data))
         for ids in torch.as_tensor(np.argsort(-data.num_atoms, kind="stable")).split(256):
             x = packed[ids]
-            found = {name: value.cpu() for name, value in predictor(x).items()}
-            energy[ids.numpy()] = (found["energy_per_atom"] - x.labels[label]).numpy()
-            force += float((found["forces"] - torch.cat([forces[i] for i in ids.tolist()])).abs().sum())
-            if "stress" in x.labels:
-                stress += float((found["stress"] - x.labels["stress"]).abs().sum())
-            atoms += len(x.numbers)
+            out = {name: value.cpu() for name, value in predictor(x).items()}
+            gaps = (out["forces"] - torch.cat([forces[i] for i in ids.tolist()])).abs().sum(-1).double()
+            found["energy"][ids] = (out["energy_per_atom"] - x.labels[label]).numpy()
+            found["force"][ids] = torch.zeros(len(x)).double().index_add(0, x.index, gaps).numpy()
+            if stressed:
+                found["stress"][ids] = (out["stress"] - x.labels["stress"]).abs().sum((1, 2)).numpy()
             bar.advance(len(ids))
-    mean_stress = stress / (9 * len(data)) * EV_PER_A3 if "stress" in data.labels else None
-    return energy, force / (3 * atoms), mean_stress
+    return found
+
+
+def _means(data: Arrays, found: dict[str, NDArray[Any]], rows: NDArray[np.bool_]) -> dict[str, Any]:
+    stress = float(found["stress"][rows].mean()) / 9 * EV_PER_A3
+    return {
+        "crystals": int(rows.sum()),
+        "energy_mae": float(np.abs(found["energy"][rows]).mean()),
+        "forces_mae": float(found["force"][rows].sum()) / (3 * int(data.num_atoms[rows].sum())),
+        "stress_mae_gpa": stress if np.isfinite(stress) else None,
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    parts = {"all": result, **(result["kinds"] if len(result["kinds"]) > 1 else {})}
+    rows = []
+    for kind, part in parts.items():
+        stress = part["stress_mae_gpa"]
+        shown = f"{part['energy_mae']:.4f}", f"{part['forces_mae']:.4f}"
+        rows.append((kind, part["crystals"], *shown, "" if stress is None else f"{stress:.3f}"))
+    columns = ["", "frames", "energy MAE eV/atom", "force MAE eV/A", "stress MAE GPa"]
+    title = f"{result['model']} on {result['frames']}"
+    show(title, columns, rows, f"{result['crystals'] / result['seconds']:.3g} structures/s")

@@ -16,6 +16,10 @@ def test_errors_of_an_untrained_potential_are_those_of_the_labels(shared_data: P
     assert result["crystals"] == 20 and (tmp_path / "f.json").exists()
     assert 0.01 < result["forces_mae"] < 5 and 0.1 < result["stress_mae_gpa"] < 50
     assert 0.05 < result["energy_mae"] < 10
+    parts = result["kinds"].values()
+    assert sum(part["crystals"] for part in parts) == 20
+    mean = sum(part["energy_mae"] * part["crystals"] for part in parts) / 20
+    assert mean == pytest.approx(result["energy_mae"])
 
 
 def test_dft_frames_are_compared_but_for_constants(shared_data: Path) -> None:
