@@ -97,7 +97,7 @@ def test_calculator_and_relaxation(tiny_potential, there):
     assert np.isfinite(found["energy"])
 
 
-@pytest.mark.parametrize("name", ["dao_g", "diffcsp", "gemsdiff", "dao_g_flow"])
+@pytest.mark.parametrize("name", ["dao_g", "diffcsp", "gemsdiff"])
 @pytest.mark.parametrize("solver", ["pc", "heun"])
 def test_structures_are_sampled_there(name, solver, there):
     recipe = getattr(recipes, name)("tiny")

@@ -91,7 +91,7 @@ def test_a_handful_of_labels(method: str, tmp_path: Path) -> None:
 def test_classes(method: str) -> None:
     x, y = stretched(40)
     names = np.where(y > 3.9, "wide", "narrow")
-    model = PropertyPredictor(ENCODER, method, epochs=12).fit(x, names)  # type: ignore[arg-type]
+    model = PropertyPredictor(ENCODER, method, epochs=30).fit(x, names)  # type: ignore[arg-type]
     assert model.classes_.tolist() == ["narrow", "wide"]
     assert model.score(x, names) > 0.9
     chance = model.predict_proba(x)

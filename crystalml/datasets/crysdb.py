@@ -80,7 +80,7 @@ def read_parquet(path: str | Path) -> Arrays:
             continue
         if name == "benchmark":
             codes = {text: code for code, text in enumerate(BENCHMARKS)}
-            labels[name] = np.array([codes[text] for text in column.to_pylist()], np.float32)
+            labels[name] = np.array([codes[text or ""] for text in column.to_pylist()], np.float32)
         elif "string" in str(column.type):  # large or in a dictionary, too
             strings[name] = np.asarray(column.to_pylist(), dtype=np.str_)
         else:
