@@ -81,8 +81,10 @@ def learning_curves(path: Path, result: Mapping[str, Any]) -> None:
     lines = -(-len(curves) // columns)
     figure, axes = _panels(lines, columns, (3.4 * columns, 2.8 * lines))
     palette = list(COLORS.values())
+    names = list(dict.fromkeys(row for rows in curves.values() for row in rows))  # a color each, everywhere
     for ax, (task, rows) in zip(axes, curves.items(), strict=False):
-        for k, (row, points) in enumerate(rows.items()):
+        for row, points in rows.items():
+            k = names.index(row)
             labels, mae, low, high = np.array(points).T
             labels = labels * 1.04**k  # apart, so that bars can be told apart
             ax.errorbar(
