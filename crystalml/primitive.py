@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import spglib
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
+from crystalml.geometry.groups import niggli_reduced, symmetry_dataset
 from crystalml.geometry.torus import wrap
 
 Array = NDArray[np.float64]
@@ -49,11 +49,10 @@ def _reduce(one: CrystalBatch, symprec: float) -> tuple[Array, NDArray[np.int64]
     lattice, count = one.lattice[0].numpy(), len(one.numbers)
     chosen, owner = np.arange(count), np.arange(count)
     cell: Any = (lattice, one.frac.numpy(), one.numbers.numpy())
-    found = spglib.get_symmetry_dataset(cell, symprec)
+    found = symmetry_dataset(cell, symprec)
     if found is not None:
         _, first, place = np.unique(found.mapping_to_primitive, return_index=True, return_inverse=True)
         share = abs(np.linalg.det(found.primitive_lattice) / np.linalg.det(lattice))
         if abs(share * count - len(first)) < 1e-3:
             lattice, chosen, owner = np.asarray(found.primitive_lattice), first, place
-    reduced = spglib.niggli_reduce(lattice)
-    return (lattice if reduced is None else np.asarray(reduced)), chosen, owner
+    return niggli_reduced(lattice), chosen, owner

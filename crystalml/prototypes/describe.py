@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import spglib
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from crystalml.datasets.arrays import Arrays
+from crystalml.geometry.groups import symmetry_dataset
 from crystalml.prototypes.symmetry import centring, orbit, parameters, space_group, symmetric_cell, vectors
 
 Array = NDArray[Any]
@@ -48,7 +48,7 @@ def describe(lattice: Array, frac: Array, numbers: Array, symprec: float = SYMPR
     """The symmetrised crystal; None where spglib finds no consistent cell at `symprec` nor at 0.01."""
     crystal: Any = (lattice, frac, numbers)
     for tolerance in dict.fromkeys((symprec, min(symprec, 0.01))):
-        found = spglib.get_symmetry_dataset(crystal, symprec=tolerance)
+        found = symmetry_dataset(crystal, tolerance)
         if found is not None and (out := _read(found)) is not None:
             return out
     return None

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Lattice, Structure
 
 from crystalml.datasets.arrays import standard_orientation
+from crystalml.geometry.groups import niggli_reduced
 from crystalml.prototypes.symmetry import centring, orbit, parameters, space_group, vectors, wrapped
 from crystalml.prototypes.tables import Geometry
 
@@ -51,9 +51,7 @@ def primitive_vectors(hall: int) -> Array:
 
 def primitive_cell(hall: int, basis: Array) -> Array:
     """(3, 3) Niggli-reduced rows of the primitive lattice."""
-    primitive = primitive_vectors(hall) @ basis
-    reduced = spglib.niggli_reduce(primitive)
-    return primitive if reduced is None else np.asarray(reduced)
+    return niggli_reduced(primitive_vectors(hall) @ basis)
 
 
 def _atoms(geometry: Geometry) -> int:

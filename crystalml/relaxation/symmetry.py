@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import spglib
 import torch
 from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import InputError
+from crystalml.geometry.groups import symmetry_dataset
 from crystalml.geometry.torus import logmap, wrap
 from crystalml.relaxation.coordinates import Vector
 
@@ -58,16 +57,10 @@ def symmetrized(x: CrystalBatch, symprec: float) -> tuple[CrystalBatch, Operatio
 
 
 def _dataset(cell: tuple[Any, Any, Any], symprec: float) -> Any:
-    found, reason = None, ""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # that None will become an error
-            found = spglib.get_symmetry_dataset(cell, symprec=symprec)
-    except Exception as error:  # newer releases raise, each its own kind
-        reason = f" ({error})"
+    found = symmetry_dataset(cell, symprec)
     if found is None:
         raise InputError(
-            f"spglib finds no space group within symprec {symprec} Angstrom{reason}; use a smaller symprec, "
+            f"spglib finds no space group within symprec {symprec} Angstrom; use a smaller symprec, "
             "or relax with fix_symmetry=False"
         )
     return found
