@@ -97,7 +97,7 @@ def _items(structures: object) -> list[object]:
     if _is_one(structures):
         return [structures]
     if not isinstance(structures, Iterable):
-        raise InputError(f"cannot read a crystal from {type(structures).__name__}: {structures!r}")
+        raise InputError(f"cannot read a crystal from {type(structures).__name__}: {structures!r:.80}")
     return list(structures)
 
 
