@@ -238,5 +238,6 @@ def distributed(device: str) -> Iterator[str]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield f"cuda:{os.environ['LOCAL_RANK']}" if cuda else device
+        dist.barrier()  # the process that keeps the group's store must not leave while others work
     finally:
         dist.destroy_process_group()
