@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crystalml.cli_lab import benchmark
-from crystalml.cli_parts import Device, Seed, examples
+from crystalml.cli_parts import Device, Seed, Subset, examples, numbers, whole_numbers
 from crystalml.errors import InputError
 from crystalml.weights import DEFAULT_POTENTIAL
 
@@ -71,7 +71,7 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Judge the samples of any generator; stopped, it goes on where it was."""
-    numbers, limits = _numbers("--shots", shots, int), _numbers("--cutoffs", cutoffs, float)
+    counts, limits = whole_numbers(shots, "--shots"), numbers(cutoffs, "--cutoffs")
     if len(limits) != 2:
         raise InputError(f"--cutoffs {cutoffs!r} are not two numbers such as 0.4,10")
     from crystalml.evaluation.run import evaluate as run
@@ -89,7 +89,7 @@ def evaluate(
         hull=hull,
         stable=stable,
         relax_steps=relax,
-        shots=numbers,
+        shots=counts,
         cutoffs=Cutoffs(*limits),
         processes=processes,
         seed=seed,
@@ -200,13 +200,6 @@ def hull_table(
     typer.echo(f"{len(found):,} phases within {margin:g} eV/atom of the hull written to {out}")
 
 
-def _numbers(option: str, text: str, kind: type) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"{option} {text!r} is no list of numbers.") from error
-
-
 def _embedder(text: str | None) -> Any:
     """A name stays a name; "module:name" and "file.py:name" are loaded and, being classes, made."""
     if text is None or text.startswith(("megnet", "alignn", "hf://")) or ":" not in text:
@@ -226,9 +219,7 @@ def _embedder(text: str | None) -> Any:
 def frechet(
     test: Annotated[Path, typer.Option(help="Parquet file of crystals.")],
     embedder: EmbedderName = None,
-    subset: Annotated[
-        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
-    ] = None,
+    subset: Subset = None,
     n: Annotated[int | None, typer.Option("--n", "-n", min=8, help="Crystals [default: all].")] = None,
     noisy: Annotated[int, typer.Option(min=8, help="Of these, to add noise to half of.")] = 2000,
     seeds: Annotated[str, typer.Option(help="A list such as 0,1,2.")] = "0,1,2",
@@ -246,7 +237,7 @@ def frechet(
         benchmark=subset,
         n=n,
         noisy=noisy,
-        seeds=_numbers("--seeds", seeds, int),
+        seeds=whole_numbers(seeds, "--seeds"),
         out=out,
         device=device,
     )
@@ -263,9 +254,7 @@ def generators(
     models: Annotated[
         str, typer.Option(help="A list of diffusion models; prototypes is the substitution baseline.")
     ] = "gemsdiff,dao-g,diffcsp,prototypes",
-    subset: Annotated[
-        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
-    ] = None,
+    subset: Subset = None,
     n: Annotated[int | None, typer.Option("--n", "-n", min=4, help="Compositions [default: all].")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of the sampler [default: each its own].")] = None,
     energy_model: Annotated[str, typer.Option(help="Of the energies.")] = DEFAULT_POTENTIAL,

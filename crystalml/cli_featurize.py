@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples, numbers
+from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples, numbers, whole_numbers
 from crystalml.errors import InputError
 
 if TYPE_CHECKING:
@@ -201,8 +201,8 @@ def matbench(
             raise InputError(f"--encoder {text!r} is not NAME=weights")
         given[name] = weights
     settings = Settings(
-        seeds=tuple(int(k) for k in numbers(seeds, "--seeds")),
-        shares=tuple(int(k) for k in numbers(shares, "--shares")),
+        seeds=tuple(whole_numbers(seeds, "--seeds")),
+        shares=tuple(whole_numbers(shares, "--shares")),
         folds=folds,
         max_train=max_train,
         max_test=max_test,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crystalml.cli_lab import benchmark
-from crystalml.cli_parts import Device, Seed, examples, numbers
+from crystalml.cli_parts import Device, Seed, Subset, examples, numbers, whole_numbers
 from crystalml.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,9 +126,7 @@ def hybrid(
     test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
     shots: Annotated[str, typer.Option(help="Answers a target, a list such as 1,20.")] = "1,5,20",
     n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
-    subset: Annotated[
-        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
-    ] = None,
+    subset: Subset = None,
     same_formula: Annotated[
         bool, typer.Option(help="Let training crystals of a target's own formula count.")
     ] = True,
@@ -150,17 +148,13 @@ def hybrid(
 
     setup = Setup(_optional(potential), ranker, pool, relax_steps, noise_level, model)
     run(
-        test, setup, benchmark=subset, shots=_shots(shots), n=n, seed=seed, same_formula=same_formula,
-        gated=gated, table=table, out=out, device=device, processes=processes,
+        test, setup, benchmark=subset, shots=whole_numbers(shots, "--shots"), n=n, seed=seed,
+        same_formula=same_formula, gated=gated, table=table, out=out, device=device, processes=processes,
     )  # fmt: skip
 
 
 def _optional(name: str) -> str | None:
     return None if name.lower() == "none" else name
-
-
-def _shots(text: str) -> list[int]:
-    return [int(value) for value in numbers(text, "--shots")]
 
 
 @benchmark.command(
@@ -178,9 +172,7 @@ def solvers(
     ] = "20,50,100,200,2000",
     shots: Annotated[str, typer.Option(help="Samples a target, a list such as 1,20.")] = "1",
     n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
-    subset: Annotated[
-        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
-    ] = None,
+    subset: Subset = None,
     picture: Annotated[Path | None, typer.Option(help="Draw match rate over evaluations here.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes for matching.")] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of samples and results.")] = Path(
@@ -192,12 +184,12 @@ def solvers(
     """Match rate over network evaluations, solver by solver; stopped, it goes on where it was."""
     from crystalml.benchmarks.solvers import run
 
-    counts = [int(value) for value in numbers(evaluations, "--evaluations")]
+    counts = whole_numbers(evaluations, "--evaluations")
     run(
         test, model, solvers=names.split(","),  # type: ignore[arg-type]  # checked there
         evaluations=counts,
-        shots=_shots(shots), n=n, benchmark=subset, picture=picture, seed=seed, out=out, device=device,
-        processes=processes,
+        shots=whole_numbers(shots, "--shots"), n=n, benchmark=subset, picture=picture, seed=seed, out=out,
+        device=device, processes=processes,
     )  # fmt: skip
 
 
@@ -211,9 +203,7 @@ def solvers(
 def ablation(
     variants: Annotated[list[str], typer.Argument(help="Rows: NAME=MODEL, NAME=MODEL@GUIDANCE or MODEL.")],
     test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
-    subset: Annotated[
-        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
-    ] = None,
+    subset: Subset = None,
     shots: Annotated[str, typer.Option(help="Samples a target, a list such as 1,20.")] = "1,20",
     n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
     solver: Annotated[str, typer.Option(help="pc, ancestral, euler, heun or multistep.")] = "pc",
@@ -231,7 +221,8 @@ def ablation(
     from crystalml.evaluation.ablation import Variant, run
 
     run(
-        test, [Variant.parse(text) for text in variants], benchmark=subset, shots=_shots(shots), n=n,
+        test, [Variant.parse(text) for text in variants], benchmark=subset,
+        shots=whole_numbers(shots, "--shots"), n=n,
         solver=solver,  # type: ignore[arg-type]  # checked there
         steps=steps, guide=guide, energy_model=energy_model, processes=processes, out=out, seed=seed,
         device=device,

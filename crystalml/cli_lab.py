@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples
+from crystalml.cli_parts import Device, FriendlyGroup, Seed, Subset, examples, whole_numbers
 from crystalml.device import pick_device
 from crystalml.errors import InputError
 
@@ -158,14 +158,6 @@ def calibrate(
     typer.echo(f"Calibrated model: {out} (widths relative to the 68 % bar: {factors})")
 
 
-def _shots(text: str) -> list[int]:
-    """'1,20' -> [1, 20]."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"--shots {text!r} is no list of whole numbers such as 1,20.") from error
-
-
 @benchmark.command(
     epilog=examples(
         "crystalml benchmark csp --test mp_20_test.parquet --shots 1,20 --n 500 --seed 0",
@@ -196,7 +188,7 @@ def csp(
     run(
         test,
         model,
-        shots=_shots(shots),
+        shots=whole_numbers(shots, "--shots"),
         n=n,
         seed=seed,
         steps=steps,
@@ -231,9 +223,7 @@ def prototypes(
     test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
     shots: Annotated[str, typer.Option(help="Predictions a target, a list such as 1,20.")] = "1,5,20",
     n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
-    subset: Annotated[
-        str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
-    ] = None,
+    subset: Subset = None,
     same_formula: Annotated[
         bool, typer.Option(help="Let training crystals of a target's own formula count.")
     ] = True,
@@ -248,7 +238,7 @@ def prototypes(
 
     run(
         test,
-        shots=_shots(shots),
+        shots=whole_numbers(shots, "--shots"),
         n=n,
         seed=seed,
         benchmark=subset,

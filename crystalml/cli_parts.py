@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -11,14 +12,27 @@ from crystalml.errors import CrystalMLError, InputError
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; default: a GPU if there is one.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Subset = Annotated[
+    str | None, typer.Option("--benchmark", help="Of CrysDB's file: mp_20_val or mpts_52_val.")
+]
+T = TypeVar("T")
 
 
 def numbers(text: str, option: str) -> list[float]:
     """'1,2.5' -> [1.0, 2.5]."""
+    return _listed(text, option, float, "numbers")
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """'1,20' -> [1, 20]."""
+    return _listed(text, option, int, "whole numbers")
+
+
+def _listed(text: str, option: str, kind: Callable[[str], T], what: str) -> list[T]:
     try:
-        return [float(part) for part in text.split(",")]
+        return [kind(part) for part in text.split(",")]
     except ValueError as error:
-        raise InputError(f"{option} {text!r} is no list of numbers such as 1,20") from error
+        raise InputError(f"{option} {text!r} is no list of {what} such as 1,20") from error
 
 
 def examples(*lines: str) -> str:

@@ -22,6 +22,7 @@ from crystalml.elements import atomic_number
 from crystalml.errors import CellError, InputError, NonFiniteError
 from crystalml.geometry.neighbors import neighbor_list
 from crystalml.journal import Journal
+from crystalml.metrics.validity import MIN_DISTANCE
 from crystalml.models.model import CrystalModel
 from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
@@ -35,7 +36,6 @@ Row = dict[str, Any]
 WINDOW = (0.08, 0.5)  # eV/atom above the hull; up to 0.08 a crystal counts as stable (DAO, section 2.1)
 STEPS = 5  # L-BFGS, max_iter = 5 (DAO, appendix); its lr = 1 is the whole quasi-Newton step, as ours is
 MAX_SWELLING = 0.25  # relative change of volume beyond which the potential is not believed
-MIN_DISTANCE = 0.5  # Angstrom: atoms closer than this are no crystal
 KEEP_LABELS = ("benchmark", "off_equilibrium", "parent")  # what does not depend on the geometry
 ROWS = "relaxed.jsonl"
 _CHUNK = 1024

@@ -11,7 +11,6 @@ import time
 import pytest
 import typer
 from pymatgen.core import Lattice, Structure
-from typer.testing import CliRunner
 
 import crystalml
 from crystalml import cli
@@ -29,20 +28,6 @@ COMMANDS = [
     ["benchmark", "relax"], ["benchmark", "hybrid"], ["benchmark", "solvers"], ["fit-ranker"],
     ["relax-data"], ["benchmark", "ablation"],
 ]  # fmt: skip
-
-
-@pytest.fixture
-def run(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def invoke(*args: object):
-        result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return invoke
 
 
 @pytest.fixture

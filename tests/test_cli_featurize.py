@@ -7,29 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from crystalml import cli
 from crystalml.convert import to_structures
 from crystalml.crystal import CrystalBatch
 from crystalml.models.fourierframenet import FourierFrameNetConfig
 from crystalml.models.model import ModelConfig
 from crystalml.testing import alpha_quartz, bcc, fcc, hexagonal, perovskite, rock_salt
 from crystalml.training.checkpoint import save_model
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def invoke(*args: object) -> Any:
-        result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return invoke
 
 
 @pytest.fixture

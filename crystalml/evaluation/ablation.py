@@ -10,17 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ase import Atoms
-
 from crystalml.benchmarks import csp
 from crystalml.benchmarks.report import environment, show
-from crystalml.benchmarks.store import Sample
-from crystalml.benchmarks.targets import choose, per_crystal, read_test
-from crystalml.datasets.arrays import Arrays
+from crystalml.benchmarks.targets import choose, read_test
 from crystalml.device import pick_device
 from crystalml.errors import InputError
-from crystalml.evaluation.generators import as_atoms
+from crystalml.evaluation.generators import samples_as_atoms
 from crystalml.evaluation.result import Metric, plain_data
 from crystalml.evaluation.run import evaluate
 from crystalml.journal import write_json
@@ -97,8 +92,9 @@ def run(
         own = folder / f"row-{place + 1}"
         drawn = csp.collect(targets, job, max(shots), {**about, **job.settings}, own, progress=progress)
         verdict = evaluate(
-            _atoms(targets, drawn), targets, metrics=GROUPS, out=own, shots=shots, energy_model=energy_model,
-            hull=hull, processes=processes, seed=seed, device=device, progress=progress,
+            samples_as_atoms(targets, drawn), targets, metrics=GROUPS, out=own, shots=shots,
+            energy_model=energy_model, hull=hull, processes=processes, seed=seed, device=device,
+            progress=progress,
         )  # fmt: skip
         seconds = sum(sample.seconds for shot in drawn for sample in shot)
         figures = {key: plain_data(asdict(metric)) for key, metric in verdict.metrics.items()}
@@ -125,15 +121,6 @@ def _check(names: Sequence[str], shots: Sequence[int]) -> None:
         raise InputError(f"give each variant a name of its own, not {', '.join(names) or 'none'}")
     if not shots or min(shots) < 1:
         raise InputError(f"shots must be at least 1 each, not {list(shots)}")
-
-
-def _atoms(targets: Arrays, drawn: list[list[Sample]]) -> list[Atoms]:
-    species = per_crystal(targets, targets.numbers)
-    return [
-        as_atoms(name, numbers, np.reshape(sample.lattice, (3, 3)), np.reshape(sample.frac, (-1, 3)))
-        for name, numbers, row in zip(targets.ids, species, drawn, strict=True)
-        for sample in row
-    ]
 
 
 def _print(result: dict[str, Any]) -> None:

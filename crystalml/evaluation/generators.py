@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from crystalml.benchmarks import csp
 from crystalml.benchmarks.report import environment, show
+from crystalml.benchmarks.store import Sample
 from crystalml.benchmarks.targets import choose, per_crystal, read_test, structures
 from crystalml.datasets.arrays import Arrays
 from crystalml.device import pick_device
@@ -114,13 +115,8 @@ def run(
 
 def _diffused(targets: Arrays, job: csp.Job, about: dict[str, Any], out: Path, progress: bool) -> Drawn:
     rows = csp.collect(targets, job, 1, {**about, **job.settings}, out, progress=progress)
-    species = per_crystal(targets, targets.numbers)
-    found = [
-        as_atoms(name, numbers, np.reshape(row[0].lattice, (3, 3)), np.reshape(row[0].frac, (-1, 3)))
-        for name, numbers, row in zip(targets.ids, species, rows, strict=True)
-    ]
     settings = {**job.settings, "evaluations": job.sampler.evaluations}
-    return Drawn(found, sum(row[0].seconds for row in rows), settings)
+    return Drawn(samples_as_atoms(targets, rows), sum(row[0].seconds for row in rows), settings)
 
 
 def _substituted(targets: Arrays, progress: bool) -> Drawn:
@@ -134,12 +130,22 @@ def _substituted(targets: Arrays, progress: bool) -> Drawn:
             crystal = first[0] if first else truth
             # What is missing has a cell of NaN: it stays in the table and fails every test.
             cell = crystal.lattice.matrix if first else np.full((3, 3), np.nan)
-            found.append(as_atoms(name, np.array(crystal.atomic_numbers), cell, crystal.frac_coords))
+            found.append(_as_atoms(name, np.array(crystal.atomic_numbers), cell, crystal.frac_coords))
             bar.advance(1)
     return Drawn(found, seconds, {"model": PROTOTYPES, "evaluations": 0})
 
 
-def as_atoms(target: str, numbers: Array, lattice: Array, frac: Array) -> Atoms:
+def samples_as_atoms(targets: Arrays, rows: Sequence[Sequence[Sample]]) -> list[Atoms]:
+    """The samples of each target, target by target."""
+    species = per_crystal(targets, targets.numbers)
+    return [
+        _as_atoms(name, numbers, np.reshape(sample.lattice, (3, 3)), np.reshape(sample.frac, (-1, 3)))
+        for name, numbers, row in zip(targets.ids, species, rows, strict=True)
+        for sample in row
+    ]
+
+
+def _as_atoms(target: str, numbers: Array, lattice: Array, frac: Array) -> Atoms:
     """A sample that names its target; what is no crystal stays one, and counts."""
     return Atoms(numbers.astype(int), cell=lattice, scaled_positions=frac, pbc=True, info={"target": target})
 
