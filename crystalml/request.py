@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, gcd
@@ -15,6 +14,7 @@ from crystalml.composition import parse_composition
 from crystalml.elements import atomic_number, symbol
 from crystalml.errors import InputError, TooManyAtomsError
 from crystalml.metrics.validity import MIN_DISTANCE
+from crystalml.noise.rng import stable_seed
 from crystalml.prototypes import PrototypeAtlas
 from crystalml.prototypes.align import regroupings
 from crystalml.prototypes.atlas import logsumexp
@@ -64,9 +64,8 @@ class Draw:
     attempt: int = 0
 
     def seed(self, seed: int) -> int:
-        """A 63-bit seed from (seed, cell, index, attempt): the same on every machine, in every batch."""
-        key = f"{seed}/{self.cell.formula}/{self.index}/{self.attempt}".encode()
-        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+        """A 63-bit seed from (seed, cell, index, attempt)."""
+        return stable_seed(seed, self.cell.formula, self.index, self.attempt)
 
 
 @dataclass(frozen=True)

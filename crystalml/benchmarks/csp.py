@@ -5,7 +5,6 @@ Each target gets the species of its own cell; its geometry is never looked at be
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -29,6 +28,7 @@ from crystalml.guidance import EnergyGuidance, check_noise
 from crystalml.metrics.match import Score, TargetMatches, compare, score
 from crystalml.metrics.validity import is_valid_composition
 from crystalml.models.model import CrystalModel
+from crystalml.noise.rng import stable_seed
 from crystalml.predict import pack, pair_budget
 from crystalml.progress import ProgressBar
 from crystalml.sample.base import Guide, Sampler
@@ -152,12 +152,6 @@ def collect(
     return [[drawn[name, shot] for shot in range(shots)] for name in targets.ids]
 
 
-def sample_seed(seed: int, name: str, shot: int) -> int:
-    """63 bits from (seed, target, shot): the same in every batch, on every machine."""
-    digest = hashlib.blake2b(f"{seed}/{name}/{shot}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
 def _draw(
     targets: Arrays,
     missing: Sequence[tuple[int, int]],
@@ -179,7 +173,7 @@ def _draw(
             chosen = [missing[k] for k in group.tolist()]
             start = time.perf_counter()
             blank = template([species[i].tolist() for i, _ in chosen], weight.device, weight.dtype)
-            seeds = [sample_seed(seed, targets.ids[i], shot) for i, shot in chosen]
+            seeds = [stable_seed(seed, targets.ids[i], shot) for i, shot in chosen]
             keys = torch.tensor(seeds, device=weight.device)
             last = blank
             for state in job.sampler.trajectory(job.model.denoise, blank, keys, job.guide):

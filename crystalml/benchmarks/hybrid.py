@@ -25,6 +25,7 @@ from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
 from crystalml.prototypes import PrototypeAtlas
 from crystalml.recipes import noise_for
+from crystalml.request import Cell
 from crystalml.sample.solvers import Solver, solver
 from crystalml.weights import load_model
 from crystalml.weights.registry import fingerprint
@@ -111,7 +112,9 @@ def run(
             part = targets[missing[start : start + PART]]
             truths = structures(part)
             begin = time.perf_counter()
-            requests = [Request([_content(truth)], same_formula=same_formula) for truth in truths]
+            requests = [
+                Request([Cell(truth.composition, 1).content], same_formula=same_formula) for truth in truths
+            ]
             judged = hybrid.judged([hybrid.propose(r, max(hybrid.pool, *shots)) for r in requests])
             answers = hybrid.choose([hybrid.ranked(row) for row in judged], max(shots))
             seconds = (time.perf_counter() - begin) / len(truths)
@@ -122,10 +125,6 @@ def run(
             done |= {row["id"]: {**row, "seconds": seconds} for row in rows}
             bar.advance(len(truths))
     return _result([done[name] for name in targets.ids], settings, list(shots), gated, Path(out), where)
-
-
-def _content(structure: Structure) -> dict[str, int]:
-    return {str(name): round(count) for name, count in structure.composition.get_el_amt_dict().items()}
 
 
 def _matches(

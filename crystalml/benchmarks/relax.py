@@ -14,7 +14,7 @@ import numpy as np
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from crystalml.benchmarks.csp import ModelLike, load, sample_seed
+from crystalml.benchmarks.csp import ModelLike, load
 from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.store import fingerprint
 from crystalml.benchmarks.targets import choose
@@ -27,6 +27,7 @@ from crystalml.errors import InputError, UnsupportedError
 from crystalml.metrics.intervals import bootstrap_ratio
 from crystalml.metrics.match import MatchTolerances, compare
 from crystalml.models.model import CrystalModel
+from crystalml.noise.rng import stable_seed
 from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
 from crystalml.relax import Outcome, Relaxation, failed, one_by_one, relax_each
@@ -70,7 +71,7 @@ def run(
     _check(loaded)
     chosen = settings or RelaxSettings()
     names, truths = _validation(root, subset, n, seed)
-    seeds = [sample_seed(seed, name, 0) for name in names]
+    seeds = [stable_seed(seed, name, 0) for name in names]
     starts = [disturbed(x, rattle, strain, own) for x, own in zip(truths, seeds, strict=True)]
     predictor = Predictor(loaded)
     relaxed, seconds = _relax(starts, predictor, chosen, "relaxing", progress)

@@ -12,11 +12,12 @@ from typing import Any
 
 from crystalml.benchmarks import csp
 from crystalml.benchmarks.report import environment, show
+from crystalml.benchmarks.store import Sample
 from crystalml.benchmarks.targets import choose, read_test
 from crystalml.device import pick_device
 from crystalml.errors import InputError
 from crystalml.evaluation.generators import samples_as_atoms
-from crystalml.evaluation.result import Metric, plain_data
+from crystalml.evaluation.result import Evaluation, Metric, plain_data
 from crystalml.evaluation.run import evaluate
 from crystalml.journal import write_json
 from crystalml.metrics.stability import HullTable
@@ -96,11 +97,7 @@ def run(
             energy_model=energy_model, hull=hull, processes=processes, seed=seed, device=device,
             progress=progress,
         )  # fmt: skip
-        seconds = sum(sample.seconds for shot in drawn for sample in shot)
-        figures = {key: plain_data(asdict(metric)) for key, metric in verdict.metrics.items()}
-        speed = len(targets) * max(shots) / seconds
-        made = {**job.settings, "energy_model": verdict.settings["energy_model"]}
-        rows.append({"name": variant.name, **made, "structures_per_second": speed, "figures": figures})
+        rows.append(_row(variant.name, job.settings, drawn, verdict))
     result = {
         "benchmark": "ablation",
         **about,
@@ -114,6 +111,19 @@ def run(
     write_json(folder / "result.json", result)
     _print(result)
     return result
+
+
+def _row(
+    name: str, settings: dict[str, Any], drawn: list[list[Sample]], verdict: Evaluation
+) -> dict[str, Any]:
+    seconds = [sample.seconds for row in drawn for sample in row]
+    return {
+        "name": name,
+        **settings,
+        "energy_model": verdict.settings["energy_model"],
+        "structures_per_second": len(seconds) / sum(seconds),
+        "figures": {key: plain_data(asdict(metric)) for key, metric in verdict.metrics.items()},
+    }
 
 
 def _check(names: Sequence[str], shots: Sequence[int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp
@@ -13,6 +12,7 @@ from pymatgen.core import Structure
 from crystalml.hybrid.rank import Ranker
 from crystalml.hybrid.refine import Judged, Trust, denoise_all, judge_all, relax_all
 from crystalml.models.model import CrystalModel
+from crystalml.noise.rng import stable_seed
 from crystalml.predict import Predictor
 from crystalml.prototypes import PrototypeAtlas
 from crystalml.prototypes.fingerprint import Distinct
@@ -55,8 +55,7 @@ class Denoising:
 
     def _seed(self, proposal: Structure) -> int:
         """A function of seed, formula and the proposal's place among the atlas's."""
-        key = f"{self.seed}/{proposal.formula}/{proposal.properties['proposal']}"
-        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+        return stable_seed(self.seed, proposal.formula, proposal.properties["proposal"])
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,9 @@ class Hybrid:
     """Known prototypes, ranked by chemistry and energy, and relaxed.
 
     potential: tells the energies of proposals and relaxes the answers; None leaves them as the atlas gives
-    them. ranker: None is the shipped one where there are energies, chemical
-    likeness alone where there are none. pool: how many proposals of a request are looked at, or as many as
-    are asked for if that is more. relax_steps: most steps of relaxation, 0 for none. trust: how far it may
-    lead.
+    them. ranker: None is the shipped one where there are energies, chemical likeness alone where there are
+    none. pool: how many proposals of a request are looked at, or as many as are asked for if that is more.
+    relax_steps: most steps of relaxation, 0 for none. trust: how far it may lead.
     """
 
     atlas: PrototypeAtlas
@@ -128,8 +126,6 @@ class Hybrid:
         relaxed = [structure for row in best for structure in row]
         if self.potential is not None and self.relax_steps and relaxed:
             relaxed = relax_all(relaxed, self.potential, self.relax_steps, trust=self.trust)
-            for structure, item in zip(relaxed, judge_all(relaxed, self.potential), strict=True):
-                structure.properties["energy_per_atom"] = item.energy
         answers, place = [], 0
         for row, all_of_it in zip(best, ranked, strict=True):
             ends = relaxed[place : place + len(row)]

@@ -70,8 +70,8 @@ def relax_all(
 ) -> list[Structure]:
     """Atoms and cells relaxed in one batch with L-BFGS, each structure within its space group.
 
-    One that leaves the trusted region comes back as it was. `properties` then hold relaxed (bool) and
-    relax_steps.
+    One that leaves the trusted region comes back as it was. `properties` then hold relaxed (bool),
+    relax_steps and, if it moved, the energy_per_atom it has now.
     """
     region = trust or Trust()
     settings = RelaxSettings(fmax=fmax, max_steps=steps, fix_symmetry=True)
@@ -105,6 +105,8 @@ def _kept(start: Structure, crystal: CrystalBatch, result: Relaxed, trust: Trust
     good = result.error is None and math.isfinite(result.energy) and within(crystal, end, trust)
     structure = _as_structure(end, start) if good else start.copy()
     structure.properties.update(relaxed=good, relax_steps=result.steps if good else 0)
+    if good:
+        structure.properties["energy_per_atom"] = result.energy / len(structure)
     return structure
 
 

@@ -6,6 +6,7 @@ Here every number is a hash of (seed of the sample, name of the draw, position),
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,12 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def stable_seed(*key: object) -> int:
+    """63 bits from what a sample is called: the same in every batch, on every machine."""
+    text = "/".join(map(str, key))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
