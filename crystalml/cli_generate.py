@@ -271,6 +271,50 @@ def relax_data(
 
 
 @generation.command(
+    name="label-data",
+    epilog=examples(
+        "crystalml label-data t.safetensors --calculator chgnet.model:CHGNetCalculator -o near.safetensors",
+        "crystalml label-data mine.safetensors --calculator calc.py:make -o near.safetensors --frames 5",
+        "crystalml train dao-p --data train.safetensors --data near.safetensors -o runs/p",
+    ),
+)
+def label_data(
+    data: Annotated[Path, typer.Argument(help="Packed crystals with energies, see `crystalml pack`.")],
+    calculator: Annotated[str, typer.Option(help="ASE's: module:name or file.py:name.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The packed frames; rows go to OUT.rows.")],
+    frames: Annotated[int, typer.Option(min=1, help="Of each crystal.")] = 1,
+    displacement: Annotated[str, typer.Option(help="Angstrom a coordinate, from the first to the other.")] = (
+        "0.004,0.1"
+    ),
+    strain: Annotated[str, typer.Option(help="Of cells, from the first to the other.")] = "0.001,0.03",
+    max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
+    kwargs: Annotated[str, typer.Option(help="Arguments of the class or function, as JSON.")] = "{}",
+    seed: Seed = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> None:
+    """Displace and strain crystals and label them with a calculator: forces to train a potential on."""
+    from crystalml.cli_check import factory
+    from crystalml.datasets.packed import PackedDataset
+    from crystalml.label_data import label_data as run
+
+    low_high = [numbers(displacement, "--displacement"), numbers(strain, "--strain")]
+    for name, pair in zip(("--displacement", "--strain"), low_high, strict=True):
+        if len(pair) != 2:
+            raise InputError(f"{name} {pair} is not two numbers, low and high")
+    engine = factory(calculator, kwargs)
+    engine = engine if hasattr(engine, "get_potential_energy") and not isinstance(engine, type) else engine()
+    moves, strains = ((pair[0], pair[1]) for pair in low_high)
+    found = run(
+        PackedDataset.load(data).up_to(max_atoms), engine, frames=frames, displacement=moves, strain=strains,
+        seed=seed, folder=f"{out}.rows", progress=not quiet,
+    )  # fmt: skip
+    found.data.save(out)
+    typer.echo(f"{len(found.data)} frames, {len(found.data.numbers)} atoms written to {out}")
+    for reason, count in found.failed.items():
+        typer.echo(f"  {count} left out: {reason}")
+
+
+@generation.command(
     name="fit-ranker",
     epilog=examples("crystalml fit-ranker hybrid-mp20-val hybrid-mpts52-val -o ranker.json"),
 )

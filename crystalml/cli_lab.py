@@ -25,7 +25,7 @@ lab.add_typer(benchmark, name="benchmark")
         "crystalml pack ../shared/data -o train.safetensors --max-atoms 20",
         "crystalml pack ../shared/data -o p.safetensors --max-atoms 20 --labelled --frames 15000",
         "crystalml pack ../shared/data -o val.safetensors --split val --benchmark mp_20_val",
-        "crystalml pack ../shared/data -o f.safetensors --labelled --frames 149057 --forces",
+        "crystalml pack ../shared/data -o f.safetensors --labelled --frames 149057 --forces --align",
     )
 )
 def pack(
@@ -41,14 +41,18 @@ def pack(
     forces: Annotated[
         bool, typer.Option("--forces", help="Frames carry forces and stresses, for dao-p.")
     ] = False,
+    align: Annotated[
+        bool, typer.Option("--align", help="Move frames to the DFT energies of their crystals.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Pack a CrysDB folder into one small file to train on."""
     from crystalml.datasets.packing import training_set
 
     data = training_set(
-        folder, split, max_atoms, frames, seed, benchmark=subset, labelled=labelled, forces=forces
-    )
+        folder, split, max_atoms, frames, seed,
+        benchmark=subset, labelled=labelled, forces=forces, align=align,
+    )  # fmt: skip
     data.save(out)
     labels = ", ".join(f"{name} ({int(value.isfinite().sum())})" for name, value in data.labels.items())
     typer.echo(f"{len(data)} crystals, {len(data.numbers)} atoms written to {out}; labels: {labels}")
@@ -64,7 +68,7 @@ def pack(
 )
 def train(
     recipe: Annotated[str, typer.Argument(help="dao-g, dao-p, dao-p-diffusion, diffcsp, gemsdiff, ...")],
-    data: Annotated[Path, typer.Option(help="Packed training set, see `crystalml pack`.")],
+    data: Annotated[list[Path], typer.Option(help="Packed training set, see `crystalml pack`; or several.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
     val: Annotated[Path | None, typer.Option(help="Packed validation set.")] = None,
     size: Annotated[str, typer.Option(help="tiny, small, base or paper.")] = "small",
@@ -95,7 +99,8 @@ def train(
         raise InputError(f"{out} holds a run and --no-resume was given: choose another --out or delete it.")
     length = 10.0 if minutes is None and steps is None else minutes
     place = str(pick_device(device))
-    sets = [PackedDataset.load(path) if path else None for path in (data, val)]
+    crystals = PackedDataset.cat([PackedDataset.load(path) for path in data])
+    held_out = PackedDataset.load(val) if val else None
     with distributed(place) as place:
         config = TrainConfig(
             recipe=recipe,
@@ -108,11 +113,10 @@ def train(
             device=place,
             compile=compile,
         )
-        assert sets[0] is not None
         with ProgressBar(os.environ.get("RANK", "0") == "0", f"training {recipe}") as bar:
             bar.add(1000)
             done = 0
-            for log in run(config, sets[0], sets[1]):
+            for log in run(config, crystals, held_out):
                 share = round(1000 * log.run.progress.share(config.fit))
                 bar.advance(share - done)
                 done = share

@@ -1,8 +1,12 @@
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from crystalml.datasets.packing import training_set
+from crystalml.datasets.arrays import Arrays
+from crystalml.datasets.crysdb import ENERGY, ENERGY_FILLED
+from crystalml.datasets.packing import MAX_GAP, _aligned, training_set
 from crystalml.errors import InputError
 
 
@@ -38,3 +42,28 @@ def test_frames_bring_forces_and_stresses(shared_data: Path) -> None:
     assert stress[frame].isfinite().all() and stress[~frame].isnan().all()
     assert 1e-4 < stress[frame].abs().median() < 0.5  # eV/A^3
     assert "forces" not in training_set(shared_data, "val", max_atoms=2, num_frames=5).site_labels
+
+
+def test_aligned_frames_agree_with_their_crystals():
+    """The undistorted frame takes the DFT energy, rattled ones move along, others stay as they are."""
+    n = 6
+    pool = Arrays(
+        np.full(n, 29, np.int8), np.zeros((n, 3), np.float32), np.ones((n, 3, 3), np.float32),
+        np.ones(n, np.int64), {ENERGY: np.array([0.1, 0.4, 0.2, 1.0, 1.3, 0.7], np.float32)},
+        ["a", "a", "a", "b", "b", "c"], {},
+        {"kind": np.array(["equilibrium", "rattled", "decorated", "equilibrium", "rattled", "rattled"])},
+    )  # fmt: skip
+    crystals = replace(pool[[0, 3]], labels={ENERGY_FILLED: np.array([0.15, 2.0], np.float32)})
+    moved = _aligned(pool, pool, crystals).labels[ENERGY]
+    np.testing.assert_allclose(moved, [0.15, 0.45, 0.2, 1.0, 1.3, 0.7], atol=1e-6)
+
+
+def test_aligning_moves_energies_a_little(shared_data):
+    plain, aligned = (
+        training_set(shared_data, "val", max_atoms=3, num_frames=200, forces=True, align=align)
+        for align in (False, True)
+    )
+    gap = (aligned.labels["energy"] - plain.labels["energy"]).abs()
+    frames = plain.labels["off_equilibrium"] == 1
+    assert (gap[~frames].nan_to_num() == 0).all()
+    assert 0 < gap[frames].mean() < 0.05 and gap.nan_to_num().max() <= MAX_GAP + 1e-6
