@@ -31,8 +31,10 @@ from crystalml.models.property_head import (
 )
 from crystalml.models.scalar_head import Kind
 from crystalml.noise.gaussian import property_ddpm
+from crystalml.objectives.denoising import Denoising
 from crystalml.objectives.regression import Regression as RegressionLoss
 from crystalml.objectives.scalar import PropertyDenoising, ScalarDenoising
+from crystalml.recipes import noise_for
 from crystalml.sample.scalar import ScalarChains
 from crystalml.training.fewshot import kernel_head, linear_head, logistic_head
 from crystalml.training.finetune import Epoch, FinetuneConfig, Task, finetune
@@ -49,13 +51,15 @@ class Learner(ABC):
 
     number, label: the heads it puts on an encoder for numbers and for classes (None: it has none for these).
     trained: whether it goes through the crystals many times and watches validation crystals. slow: its
-    learning rate of a pretrained encoder as a share of the head's.
+    learning rate of a pretrained encoder as a share of the head's. joint: whether it denoises the crystals
+    too, for which the encoder keeps its noise heads.
     """
 
     number: ClassVar[HeadKind]
     label: ClassVar[HeadKind | None]
     trained: ClassVar[bool]
     slow: float = 1.0
+    joint: bool = False
 
     @abstractmethod
     def learn(
@@ -116,7 +120,9 @@ class Diffusion(Learner):
     """CrysDiff: the value is diffused and denoised around the crystal's features; chains are draws of it.
 
     head: "affine", "mlp" or "paper", see `ScalarNoiseHead`. repeats: levels of each crystal in a training
-    step. The value is the mean of the chains, with one chain a single draw.
+    step. The value is the mean of the chains, with one chain a single draw. joint: learn by denoising the
+    crystal together with its property instead of around the clean one (Figure 5 of the paper, where it is
+    worse); chains go around the clean crystal all the same.
     """
 
     number: ClassVar[HeadKind] = "diffusion"
@@ -125,6 +131,7 @@ class Diffusion(Learner):
     head: Kind = "affine"
     repeats: int = 64
     slow: float = 0.1
+    joint: bool = False
 
     def target(self, name: str, unit: str, mean: float, std: float) -> PropertyConfig:
         return PropertyConfig(name, unit, mean, std, head="diffusion", noise=self.head)
@@ -134,12 +141,15 @@ class Diffusion(Learner):
     ) -> Iterator[Epoch]:
         head = model.property_head
         assert isinstance(head, DiffusionHead)
+        if self.joint and config.freeze:
+            raise InputError("joint diffusion teaches the encoder noisy crystals: use it with freeze=False")
         z = train.labels["target"]
         low, high = float(z.min()), float(z.max())
         margin = 0.2 * (high - low)
         head.bounds.copy_(torch.tensor([low - margin, high + margin]))
         denoising = ScalarDenoising(property_ddpm(), self.repeats)
-        loss = PropertyDenoising(denoising, mirrored=knows_hands(model.config.encoder))
+        structure = Denoising(noise_for(model)) if self.joint else None
+        loss = PropertyDenoising(denoising, mirrored=knows_hands(model.config.encoder), structure=structure)
         yield from _train(model, loss, train, val, config)
 
     def estimate(self, head: PropertyHead, h: Tensor, n_samples: int = N_SAMPLES) -> Estimate:

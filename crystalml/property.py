@@ -138,16 +138,15 @@ class PropertyPredictor(BaseEstimator):
         return self
 
     def _start(self) -> CrystalModel:
-        """The encoder to start from, with nothing on it."""
+        """The encoder to start from, with nothing on it but the noise heads that joint diffusion needs."""
+        joint = as_learner(self.method).joint
         if isinstance(self.encoder, str | os.PathLike | CrystalModel):
             found = as_model(self.encoder, "cpu", torch.float32)
-            model = ModelConfig(found.config.encoder, noise=False).build()
-            model.encoder.load_state_dict(found.encoder.state_dict())
-            model.card = dict(found.card)
-            return model
+            return _same_weights(_base(found.config, joint).build(), found)
+        able = hasattr(self.encoder, "noise_head")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return ModelConfig(self.encoder, noise=False).build()
+            return _base(ModelConfig(self.encoder, noise=able), joint).build()
 
     def _training(self, learner: Learner) -> FinetuneConfig:
         untrained = not isinstance(self.encoder, str | os.PathLike | CrystalModel)
@@ -350,12 +349,31 @@ class PropertyPredictor(BaseEstimator):
 
 
 def with_target(model: CrystalModel, target: PropertyConfig, points: int) -> CrystalModel:
-    """A model with the same encoder and a fresh head for the property."""
+    """The same model with a fresh head for the property."""
     target = replace(target, points=points) if target.head == "kernel" else target
-    out = replace(model.config, target=target).build()
-    out.encoder.load_state_dict(model.encoder.state_dict())
-    out.card = dict(model.card)
-    return out
+    return _same_weights(replace(model.config, target=target).build(), model)
+
+
+def _same_weights(model: CrystalModel, found: CrystalModel) -> CrystalModel:
+    """The weights of `found` in all parts that the model shares with it, but for the property's head."""
+    theirs = found.state_dict()
+    shared = [k for k in model.state_dict() if k in theirs and not k.startswith("property_head.")]
+    model.load_state_dict({k: theirs[k] for k in shared}, strict=False)
+    model.card = dict(found.card)
+    return model
+
+
+def _base(config: ModelConfig, joint: bool) -> ModelConfig:
+    """The encoder alone, or for joint diffusion with its noise heads."""
+    if not joint:
+        return ModelConfig(config.encoder, noise=False)
+    if not config.noise:
+        name = type(config.encoder).__name__.removesuffix("Config")
+        raise InputError(
+            "joint diffusion denoises the crystal too: it needs an encoder with noise heads such as that of "
+            f"'diffcsp', and this {name} has none"
+        )
+    return replace(config, energy=None, error_bar=False, pretext=None, target=None)
 
 
 def _numbers(values: Array) -> NDArray[np.float64]:

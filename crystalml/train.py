@@ -148,7 +148,7 @@ def _compile(recipe: Recipe, model: CrystalModel, config: TrainConfig) -> Recipe
     if isinstance(encoder, PeriodicCrysformer):
         assert isinstance(objective, Potential)  # the one recipe of this encoder
         return replace(recipe, objective=replace(objective, compiled=CompiledPotential(model)))
-    encoder.core = torch.compile(encoder.core, dynamic=True)  # type: ignore[method-assign, assignment]
+    encoder.core = torch.compile(encoder.core, dynamic=True)  # type: ignore[method-assign, assignment, arg-type]
     return recipe
 
 

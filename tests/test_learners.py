@@ -127,6 +127,31 @@ def test_the_rate_of_the_encoder() -> None:
     assert PropertyPredictor("dao-g", learner, encoder_lr=5e-4)._training(learner).slow == 0.5
 
 
+def test_joint_diffusion_teaches_the_crystal_too() -> None:
+    x, y = noisy(24, 0)
+    start = ModelConfig(CSPNetConfig(8, 1, 2, 8, "log"), centered=True).build()
+    learned = PropertyPredictor(start, Diffusion(joint=True), epochs=2, primitive=False, patience=9).fit(x, y)
+    assert np.isfinite(learned.predict(x)).all()
+    model, before = learned.model_, start.state_dict()
+    assert model.config.noise and model.config.centered
+    for name in ("noise_head.lattice.weight", "noise_head.frac.weight", "encoder.embed.mix.weight"):
+        assert not torch.equal(model.state_dict()[name], before[name]), name
+    alone = PropertyPredictor(start, Diffusion(), epochs=1, primitive=False).fit(x, y)
+    assert not alone.model_.config.noise
+
+
+@pytest.mark.parametrize(
+    ("encoder", "freeze", "said"),
+    [(ENCODER, False, "noise heads"), (CSPNetConfig(8, 1, 2, 8), True, "freeze")],
+)
+def test_joint_diffusion_needs_noise_heads_and_an_encoder_that_learns(
+    encoder: FourierFrameNetConfig | CSPNetConfig, freeze: bool, said: str
+) -> None:
+    x, y = noisy(12, 0)
+    with pytest.raises(InputError, match=said):
+        PropertyPredictor(encoder, Diffusion(joint=True), freeze=freeze, primitive=False).fit(x, y)
+
+
 def test_bars_are_not_judged_on_crystals_they_know() -> None:
     """With as many features as a third of the crystals a fitted bar finds patterns where there are none."""
     rng = np.random.default_rng(0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crystalml.models.encoder import METRIC_DIM, DenseEncoder, Metric
+from crystalml.models.encoder import DenseEncoder, Metric, edge_dim
 from crystalml.models.heads import NoiseHead
 from crystalml.models.layers import EdgeAttention, GatedResidual, feed_forward
 
@@ -61,7 +61,7 @@ class Crysformer(DenseEncoder):
     def __init__(self, config: CrysformerConfig) -> None:
         super().__init__(config.dim, config.time_dim, config.frequencies, config.metric)
         self.config = config
-        width = METRIC_DIM[config.metric] + 6 * config.frequencies
+        width = edge_dim(config.metric, config.frequencies)
         self.edge_norm = nn.LayerNorm(width)
         self.edge_in = nn.Linear(width, config.edge_dim)
         self.blocks = nn.ModuleList(

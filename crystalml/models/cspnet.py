@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from crystalml.models.encoder import METRIC_DIM, DenseEncoder, Metric
+from crystalml.models.encoder import DenseEncoder, Metric, edge_dim
 from crystalml.models.heads import NoiseHead
 
 
@@ -36,12 +36,12 @@ class Message(nn.Module):
     crystal, and only psi once a pair. Same function, 2 dim / (2 dim + 6 K + 9) of the products saved.
     """
 
-    def __init__(self, dim: int, metric_dim: int, fourier_dim: int) -> None:
+    def __init__(self, dim: int, edge_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.receiver = nn.Linear(dim, dim)
         self.sender = nn.Linear(dim, dim, bias=False)
-        self.pair = nn.Linear(metric_dim + fourier_dim, dim, bias=False)
+        self.pair = nn.Linear(edge_dim, dim, bias=False)
         self.edge_out = nn.Linear(dim, dim)
         self.node_in = nn.Linear(2 * dim, dim)
         self.node_out = nn.Linear(dim, dim)
@@ -62,8 +62,7 @@ class CSPNet(DenseEncoder):
         super().__init__(config.dim, config.time_dim, config.frequencies, config.metric)
         self.config = config
         self.layers = nn.ModuleList(
-            Message(config.dim, METRIC_DIM[config.metric], 6 * config.frequencies)
-            for _ in range(config.depth)
+            Message(config.dim, edge_dim(config.metric, config.frequencies)) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.dim)
 

@@ -16,7 +16,8 @@ from crystalml.geometry.torus import wrap
 from crystalml.models.layers import TimeEmbedding
 from crystalml.models.pairs import Pairs
 
-Metric = Literal["gram", "log"]
+Metric = Literal["gram", "log", "raw"]
+"""How cells, and along pairs coordinates, are shown; "raw", the numbers as they are, is no invariant."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,21 @@ class Features:
 
 
 def metric_features(lattice: Tensor, metric: Metric) -> Tensor:
-    """Rotation-invariant lattice features: G = L L^T (9) as printed, or log lengths and cosines (6)."""
-    return gram(lattice).flatten(-2) if metric == "gram" else log_metric(lattice)
+    """Rotation-invariant lattice features: G = L L^T (9) as printed, or log lengths and cosines (6).
+
+    "raw" is the matrix L itself (9), which turns with the crystal.
+    """
+    if metric == "log":
+        return log_metric(lattice)
+    return (gram(lattice) if metric == "gram" else lattice).flatten(-2)
 
 
-METRIC_DIM = {"gram": 9, "log": 6}
+METRIC_DIM = {"gram": 9, "log": 6, "raw": 9}
+
+
+def edge_dim(metric: Metric, frequencies: int) -> int:
+    """Width of `edge_inputs`."""
+    return METRIC_DIM[metric] + (12 if metric == "raw" else 6) * frequencies
 
 
 def pair_displacements(x: CrystalBatch) -> Tensor:
@@ -88,8 +99,17 @@ def unpad(values: Tensor, x: CrystalBatch) -> Tensor:
 
 
 def edge_inputs(x: CrystalBatch, frequencies: int, metric: Metric, first: int = 1) -> Tensor:
-    """[metric | psi(F_j - F_i)], (b, N, N, METRIC_DIM + 6 K)."""
-    psi = fourier_features(pair_displacements(x), frequencies, first)
+    """[metric | psi(F_j - F_i)], (b, N, N, METRIC_DIM + 6 K).
+
+    "raw": [L | psi(F_i) | psi(F_j)], which change when the crystal is turned or shifted as a whole. There to
+    measure what invariance is worth (CrysDiff, Figure 5).
+    """
+    if metric == "raw":
+        one = fourier_features(x.pad(x.frac), frequencies, first)
+        both = torch.broadcast_tensors(one[:, :, None], one[:, None])
+        psi = torch.cat(both, -1)
+    else:
+        psi = fourier_features(pair_displacements(x), frequencies, first)
     lattice = metric_features(x.lattice, metric)[:, None, None].expand(*psi.shape[:3], -1)
     return torch.cat([lattice, psi], -1)
 

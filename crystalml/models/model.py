@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from crystalml.crystal import CrystalBatch, Tangent
 from crystalml.errors import ArchitectureError, UnsupportedError
 from crystalml.geometry.neighbors import Neighbors
+from crystalml.models.averaged import Averaged, AveragedConfig
 from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig
 from crystalml.models.encoder import Features
@@ -23,8 +24,11 @@ from crystalml.models.periodic import PeriodicConfig, PeriodicCrysformer
 from crystalml.models.pretext import Pretext, pretext_head
 from crystalml.models.property_head import PropertyConfig
 
-EncoderConfig = CrysformerConfig | CSPNetConfig | FourierFrameNetConfig | GemsNetConfig | PeriodicConfig
+EncoderConfig = (
+    AveragedConfig | CrysformerConfig | CSPNetConfig | FourierFrameNetConfig | GemsNetConfig | PeriodicConfig
+)
 _ENCODERS: dict[str, type[EncoderConfig]] = {
+    "averaged": AveragedConfig,
     "crysformer": CrysformerConfig,
     "cspnet": CSPNetConfig,
     "fourierframenet": FourierFrameNetConfig,
@@ -59,16 +63,16 @@ class ModelConfig:
             raise ValueError("the periodic encoder knows no time: it takes no noise heads, noise=False")
         if self.error_bar and not (periodic and self.energy):
             raise ValueError("only a potential carries an error bar: error_bar=False")
-        if isinstance(self.encoder, FourierFrameNetConfig) and self.noise:
-            raise ValueError("FourierFrameNet generates nothing: it takes no noise heads, noise=False")
+        if isinstance(self.encoder, FourierFrameNetConfig | AveragedConfig) and self.noise:
+            name = type(self.encoder).__name__.removesuffix("Config")
+            raise ValueError(f"{name} generates nothing: it takes no noise heads, noise=False")
 
     def build(self) -> CrystalModel:
         return CrystalModel(self)
 
     def to_dict(self) -> dict[str, Any]:
-        name = next(key for key, kind in _ENCODERS.items() if isinstance(self.encoder, kind))
         return {
-            "encoder": {"name": name, **asdict(self.encoder)},
+            "encoder": _described(self.encoder),
             "noise": self.noise,
             "centered": self.centered,
             "energy": self.energy and self.energy.to_dict(),
@@ -81,11 +85,9 @@ class ModelConfig:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ModelConfig:
         try:
-            encoder = dict(data["encoder"])
-            kind = _ENCODERS[encoder.pop("name")]
             energy = data["energy"]
             return ModelConfig(
-                kind(**encoder),
+                _rebuilt(data["encoder"]),
                 bool(data["noise"]),
                 bool(data["centered"]),
                 EnergyScale(**energy) if energy else None,
@@ -99,6 +101,20 @@ class ModelConfig:
                 f"the checkpoint describes no architecture this version can build ({error!r}); "
                 f"known encoders: {sorted(_ENCODERS)}"
             ) from error
+
+
+def _described(encoder: EncoderConfig) -> dict[str, Any]:
+    name = next(key for key, kind in _ENCODERS.items() if isinstance(encoder, kind))
+    parts = {"member": _described(encoder.member)} if isinstance(encoder, AveragedConfig) else {}
+    return {"name": name, **asdict(encoder), **parts}
+
+
+def _rebuilt(data: Mapping[str, Any]) -> EncoderConfig:
+    fields = dict(data)
+    kind = _ENCODERS[fields.pop("name")]
+    if kind is AveragedConfig:
+        fields["member"] = _rebuilt(fields["member"])
+    return kind(**fields)
 
 
 @dataclass(frozen=True)
@@ -127,7 +143,7 @@ class CrystalModel(nn.Module):
         self.noise_head: nn.Module | None = None
         if config.noise:
             # ModelConfig has refused these
-            assert not isinstance(config.encoder, PeriodicConfig | FourierFrameNetConfig)
+            assert not isinstance(config.encoder, PeriodicConfig | FourierFrameNetConfig | AveragedConfig)
             self.noise_head = config.encoder.noise_head(config.centered)
         head = AtomicEnergyHead if isinstance(config.encoder, PeriodicConfig) else EnergyHead
         self.energy_head = head(dim, config.energy) if config.energy else None
@@ -190,3 +206,19 @@ class CrystalModel(nn.Module):
         y = self.free_energy(x, t, edges)
         assert self.config.energy is not None  # free_energy has refused otherwise
         return self.config.energy.to_physical(y)
+
+
+def averaged(models: Sequence[CrystalModel]) -> CrystalModel:
+    """One model without heads whose encoder averages theirs. Raises ValueError for unlike encoders."""
+    config = models[0].config.encoder
+    if not isinstance(config, CSPNetConfig | CrysformerConfig):
+        raise ValueError(f"only dense encoders are averaged, not {type(config).__name__}")
+    if any(model.config.encoder != config for model in models):
+        raise ValueError("encoders to average must be of one architecture")
+    out = ModelConfig(AveragedConfig(config, len(models)), noise=False).build()
+    out.to(next(models[0].parameters()).dtype)
+    assert isinstance(out.encoder, Averaged)
+    for member, model in zip(out.encoder.members, models, strict=True):
+        member.load_state_dict(model.encoder.state_dict())
+    out.card = dict(models[0].card)
+    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,22 +50,40 @@ def noise_losses(predicted: Tangent, target: Tangent, weight: Tensor, index: Ten
 class Denoising:
     """L_L + L_F of DiffCSP (Eqs. 4, 8), CrysDiff and DAO (Eqs. 3-4); both weights 1.
 
-    focus: see `random_times`; None is the published uniform draw of levels.
+    focus: see `random_times`; None is the published uniform draw of levels. only: noise and denoise this part
+    alone around the other one clean (CrysDiff without joint diffusion, Figure 5); None for both at one level.
     """
 
     noise: CrystalNoise
     lattice_weight: float = 1.0
     frac_weight: float = 1.0
     focus: tuple[float, float] | None = None
+    only: Literal["lattice", "frac"] | None = None
 
     def __call__(
         self, model: nn.Module, x: CrystalBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """{"loss", "lattice", "frac"}: scalars."""
+        """{"loss", "lattice", "frac"}: scalars, less the part that is not denoised."""
+        noisy, t, target = self.noised(x, generator)
+        return self.losses(model(noisy, t).noise, target, x)
+
+    def noised(
+        self, x: CrystalBatch, generator: torch.Generator | None = None
+    ) -> tuple[CrystalBatch, Tensor, Tangent]:
+        """The noisy batch, its levels (b,) and what a network shall say of it."""
         t = random_times(x, self.noise.num_steps, generator, self.focus)
         noisy, target = self.noise.perturb(x, t, generator)
-        lattice, frac = noise_losses(
-            model(noisy, t).noise, target, torch.ones_like(x.lattice[:, 0, 0]), x.index
-        )
-        loss = self.lattice_weight * lattice + self.frac_weight * frac
-        return {"loss": loss, "lattice": lattice, "frac": frac}
+        if self.only == "lattice":
+            noisy = noisy.replace(frac=x.frac)
+        elif self.only == "frac":
+            noisy = noisy.replace(lattice=x.lattice)
+        return noisy, t, target
+
+    def losses(self, found: Tangent, target: Tangent, x: CrystalBatch) -> dict[str, Tensor]:
+        """What `noised` asked for against what was said."""
+        lattice, frac = noise_losses(found, target, torch.ones_like(x.lattice[:, 0, 0]), x.index)
+        parts = {"lattice": (self.lattice_weight, lattice), "frac": (self.frac_weight, frac)}
+        if self.only is not None:
+            parts = {self.only: parts[self.only]}
+        loss = sum((weight * value for weight, value in parts.values()), lattice.new_zeros(()))
+        return {"loss": loss, **{name: value for name, (_, value) in parts.items()}}

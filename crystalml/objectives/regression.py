@@ -29,7 +29,7 @@ class Regression:
         self, model: nn.Module, x: CrystalBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """{"loss"}: scalar."""
-        features = crystal_features(model, x, self.mirrored, generator)
+        features = crystal_features(model, either_hand(x, generator) if self.mirrored else x)
         with torch.autocast(x.device.type, enabled=False):
             found = model.property_head(features).value  # type: ignore[operator]
             wanted = x.labels[self.label]
@@ -42,12 +42,13 @@ class Regression:
         return replace(self, mirrored=False)
 
 
-def crystal_features(
-    model: nn.Module, x: CrystalBatch, mirrored: bool, generator: torch.Generator | None
-) -> Tensor:
-    """(b, d) of the crystals, half of them shown as their mirror images if so wanted."""
-    if mirrored:
-        flip = torch.rand(len(x), generator=generator, device=x.device) < 0.5
-        x = x.replace(frac=wrap(torch.where(flip[x.index][:, None], -x.frac, x.frac)))
+def either_hand(x: CrystalBatch, generator: torch.Generator | None) -> CrystalBatch:
+    """The crystals, half of them as their mirror images."""
+    flip = torch.rand(len(x), generator=generator, device=x.device) < 0.5
+    return x.replace(frac=wrap(torch.where(flip[x.index][:, None], -x.frac, x.frac)))
+
+
+def crystal_features(model: nn.Module, x: CrystalBatch) -> Tensor:
+    """(b, d) of clean crystals."""
     found: Tensor = model(x).features.graph.to(x.dtype)
     return found

@@ -12,8 +12,19 @@ from crystalml.models.crysformer import Crysformer, CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig
 from crystalml.models.encoder import edge_inputs
 from crystalml.models.heads import EnergyScale
-from crystalml.models.model import CrystalModel, EncoderConfig, ModelConfig
-from crystalml.testing import assert_gradient, assert_symmetric, bcc, fcc, rand_crystals, rock_salt
+from crystalml.models.model import CrystalModel, EncoderConfig, ModelConfig, averaged
+from crystalml.testing import (
+    assert_batch_law,
+    assert_gradient,
+    assert_permutation_law,
+    assert_rotation_law,
+    assert_symmetric,
+    assert_translation_law,
+    bcc,
+    fcc,
+    rand_crystals,
+    rock_salt,
+)
 
 ENCODERS: dict[str, EncoderConfig] = {
     "crysformer-gram": CrysformerConfig(24, 2, 4, 12, 6, 16, "gram"),
@@ -74,6 +85,41 @@ def test_the_lattice_is_seen_even_with_one_atom(name: str) -> None:
         pytest.skip("without the self pair one atom has no edge to carry the metric")
     strained = x.replace(lattice=1.1 * x.lattice)
     assert (model.free_energy(x) - model.free_energy(strained)).abs() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "encoder", [CrysformerConfig(24, 2, 4, 12, 6, 16, "raw"), CSPNetConfig(24, 2, 6, 16, "raw")]
+)
+def test_raw_numbers_are_no_invariants(encoder: EncoderConfig) -> None:
+    """Order, company and images of atoms stay unseen; orientation and origin are seen."""
+    model, x = build(encoder), rand_crystals(1, 6)
+
+    def energy(x: CrystalBatch) -> dict[str, Tensor]:
+        return {"energy": outputs(model, x)["energy"]}
+
+    assert_permutation_law(energy, x, {"energy": "invariant"})
+    assert_batch_law(energy, x, {"energy": "invariant"})
+    images = torch.randint(-2, 3, x.frac.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(energy(x.replace(frac=x.frac + images)), energy(x))
+    for law in (assert_rotation_law, assert_translation_law):
+        with pytest.raises(AssertionError, match="law"):
+            law(energy, x, {"energy": "invariant"})
+
+
+def test_an_average_is_the_mean_of_its_members() -> None:
+    parts = [build(ENCODERS["cspnet-log"]), build(ENCODERS["cspnet-log"])]
+    with torch.no_grad():
+        for weight in parts[1].parameters():
+            weight *= 1.3
+    model, x = averaged(parts), rand_crystals(1, 5)
+    found, members = model(x).features, [part(x).features for part in parts]
+    assert (members[0].graph - members[1].graph).abs().max() > 0.1
+    for name in ("node", "graph"):
+        mean = 0.5 * (getattr(members[0], name) + getattr(members[1], name))
+        torch.testing.assert_close(getattr(found, name), mean)
+    assert_symmetric(lambda x: {"h": model(x).features.graph}, x, {"h": "invariant"})
+    with pytest.raises(ValueError, match="one architecture"):
+        averaged([parts[0], build(ENCODERS["cspnet-gram"])])
 
 
 def test_feed_forward_reads_the_attention_output() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from crystalml.errors import ArchitectureError, UnsupportedError
+from crystalml.models.averaged import AveragedConfig
 from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig
 from crystalml.models.heads import EnergyScale
@@ -19,6 +20,7 @@ TINY = CrysformerConfig(8, 1, 2, 8, 2, 8)
         ModelConfig(TINY),
         ModelConfig(TINY, noise=False, energy=EnergyScale(-1.5, 2.0, 0.5)),
         ModelConfig(CSPNetConfig(8, 1, 2, 8), centered=True),
+        ModelConfig(AveragedConfig(CSPNetConfig(8, 1, 2, 8, "log"), 3), noise=False),
     ],
 )
 def test_description_round_trips_through_json(config: ModelConfig) -> None:
@@ -32,6 +34,11 @@ def test_unknown_architecture_is_refused(broken: dict[str, object]) -> None:
     data = ModelConfig(TINY).to_dict() | broken if broken else broken
     with pytest.raises(ArchitectureError, match="known encoders"):
         ModelConfig.from_dict(data)
+
+
+def test_an_average_has_no_noise_heads() -> None:
+    with pytest.raises(ValueError, match="Averaged generates nothing"):
+        ModelConfig(AveragedConfig(TINY))
 
 
 def test_missing_heads_say_so() -> None:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +33,22 @@ def test_the_true_noise_costs_nothing_and_zero_costs_one() -> None:
     torch.testing.assert_close(losses["lattice"], torch.ones_like(losses["lattice"]), atol=0.1, rtol=0)
     torch.testing.assert_close(losses["frac"], torch.ones_like(losses["frac"]), atol=0.1, rtol=0)
     torch.testing.assert_close(losses["loss"], 2 * losses["lattice"] + losses["frac"])
+
+
+@pytest.mark.parametrize(("part", "other"), [("lattice", "frac"), ("frac", "lattice")])
+def test_a_part_alone_is_noised_as_in_company_around_the_other_one_clean(part: str, other: str) -> None:
+    noise, x = CrystalNoise.diffcsp(100, centered=True), rand_crystals(0, 50)
+    both, alone = Denoising(noise), Denoising(noise, only=part)  # type: ignore[arg-type]
+    together, t, target = both.noised(x, torch.Generator().manual_seed(3))
+    found, same, _ = alone.noised(x, torch.Generator().manual_seed(3))
+    assert torch.equal(t, same) and torch.equal(getattr(found, other), getattr(x, other))
+    assert torch.equal(getattr(found, part), getattr(together, part))
+    assert not torch.equal(getattr(found, part), getattr(x, part))
+    assert target.lattice is not None and target.frac is not None
+    wrong = Fixed(Tangent(lattice=target.lattice + 1, frac=target.frac + 1))
+    losses = alone(wrong, x, generator=torch.Generator().manual_seed(3))
+    assert set(losses) == {"loss", part}
+    torch.testing.assert_close(losses["loss"], torch.ones_like(losses["loss"]))
 
 
 def test_times_cover_every_level_evenly() -> None:

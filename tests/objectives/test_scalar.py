@@ -1,13 +1,22 @@
 """Diffusion of a property: CARD's posterior, what each head can learn, chains that find the distribution."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from crystalml.crystal import CrystalBatch, Tangent
+from crystalml.models.cspnet import CSPNetConfig
+from crystalml.models.model import ModelConfig
+from crystalml.models.property_head import DiffusionHead, PropertyConfig
 from crystalml.models.scalar_head import Kind, ScalarNoiseHead
 from crystalml.noise.gaussian import property_ddpm
-from crystalml.objectives.scalar import ScalarDenoising
+from crystalml.noise.product import CrystalNoise
+from crystalml.objectives.denoising import Denoising
+from crystalml.objectives.scalar import PropertyDenoising, ScalarDenoising
 from crystalml.sample.scalar import ScalarChains
+from crystalml.testing import rand_crystals
 
 NOISE = property_ddpm()
 T = torch.arange(1, 1001)
@@ -105,3 +114,50 @@ def test_company_does_not_matter() -> None:
         together, alone = chains(head, h, 8, seed=3), chains(head, h[4:5], 8, seed=3)
     torch.testing.assert_close(together[4:5], alone, rtol=0, atol=1e-6)
     assert not torch.equal(together, chains(head, h, 8, seed=4))
+
+
+class Silent(CrystalNoise):
+    """Draws levels and noise as ever, but leaves the crystal as it is."""
+
+    def perturb(
+        self, x: CrystalBatch, t: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[CrystalBatch, Tangent]:
+        return x, super().perturb(x, t, generator)[1]
+
+
+@pytest.mark.parametrize("steps", [1000, 100])
+def test_joint_diffusion_around_a_crystal_without_noise_is_that_of_the_property(steps: int) -> None:
+    """L = L_y + L_L + L_F, L_y at the level of the crystal, from what the encoder says at that level."""
+    torch.manual_seed(0)
+    target = PropertyConfig(head="diffusion")
+    model = ModelConfig(CSPNetConfig(8, 1, 2, 8, "log"), target=target).build().double()
+    head = model.property_head
+    assert isinstance(head, DiffusionHead)
+    torch.nn.init.normal_(head.noise.out.weight)
+    torch.nn.init.normal_(model.noise_head.lattice.weight)  # type: ignore[union-attr, arg-type]
+    x = rand_crystals(0, 30)
+    x = x.replace(labels={"target": torch.linspace(-2, 2, 30, dtype=torch.float64)})
+    noise = CrystalNoise.diffcsp(steps)
+    property_alone = ScalarDenoising(NOISE, repeats=3)
+    joint = PropertyDenoising(property_alone, structure=Denoising(noise))
+    losses = joint(model, x, generator=torch.Generator().manual_seed(1))
+    assert set(losses) == {"loss", "property", "lattice", "frac"}
+    torch.testing.assert_close(losses["loss"], losses["property"] + losses["lattice"] + losses["frac"])
+
+    silent = Denoising(Silent(noise.lattice, noise.frac))
+    generator = torch.Generator().manual_seed(1)
+    found = replace(joint, structure=silent)(model, x, generator=generator)["property"]
+    generator.manual_seed(1)
+    _, t, _ = silent.noised(x, generator)
+    h = head.standard(model(x, t).features.graph)
+    expected = property_alone(head.noise, h, x.labels["target"], generator, t * 1000 // steps)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert not torch.equal(found, losses["property"])
+
+
+def test_joint_diffusion_is_watched_around_clean_crystals() -> None:
+    alone = PropertyDenoising(ScalarDenoising(NOISE))
+    joint = PropertyDenoising(
+        ScalarDenoising(NOISE), mirrored=True, structure=Denoising(CrystalNoise.diffcsp())
+    )
+    assert joint.watched() == alone.watched()
