@@ -243,6 +243,7 @@ def features_speed(
     epilog=examples(
         "crystalml benchmark crysdiff DATA",
         "crystalml benchmark crysdiff DATA --properties jarvis-kv,mp-log_k --fractions 5,20,100",
+        "crystalml benchmark crysdiff DATA --properties jarvis-e_form,mp-log_k --ablation",
     )
 )
 def crysdiff(
@@ -261,20 +262,39 @@ def crysdiff(
     max_test: Annotated[int | None, typer.Option(min=1, help="Test crystals at most.")] = None,
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
     encoder_lr: Annotated[float | None, typer.Option(help="Of pretrained encoders.")] = None,
+    ablation: Annotated[
+        bool,
+        typer.Option("--ablation", help="The rows of the paper's Figure 5, from encoders pretrained here."),
+    ] = False,
+    pretrain: Annotated[
+        int, typer.Option(min=1, help="Crystals shown to each network of the ablation.")
+    ] = 200_000,
+    size: Annotated[
+        str, typer.Option(help="Of the ablation's networks: tiny, small, base, paper.")
+    ] = "small",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.")] = Path("benchmark-crysdiff"),
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
     """Properties by diffusion beside regression: errors, CRPS, coverage; stopped, it goes on."""
-    from crystalml.benchmarks.crysdiff import PROPERTIES, USUAL, Settings, run
+    from crystalml.benchmarks.crysdiff import ABLATION, PROPERTIES, USUAL, Settings, run
 
     settings = Settings(
-        encoder, seen, minutes, max_train, max_test, max_atoms, encoder_lr=encoder_lr, seed=seed
+        encoder,
+        seen,
+        minutes,
+        max_train,
+        max_test,
+        max_atoms,
+        encoder_lr=encoder_lr,
+        seed=seed,
+        pretrain=pretrain,
+        size=size,  # type: ignore[arg-type]  # checked by the recipe, which lists the sizes
     )
     run(
         folder,
         properties.split(",") if properties else PROPERTIES,
-        rows.split(",") if rows else USUAL,
+        [*(rows.split(",") if rows else () if ablation else USUAL), *(ABLATION if ablation else ())],
         numbers(fractions, "--fractions"),
         settings,
         out=out,

@@ -44,12 +44,13 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
 class TrainConfig:
     """What a training run needs beside its data.
 
+    recipe: by its name in `size`, or one of your own making.
     pairs: padded atom pairs a batch may hold (count x atoms^2, or for a potential atoms x neighbours), which
     bounds time and memory.
     init: weights to start from (fine-tuning); their own architecture replaces `size`.
     """
 
-    recipe: str
+    recipe: str | Recipe
     out: Path
     size: Size = "small"
     fit: FitConfig = field(default_factory=lambda: FitConfig(minutes=10.0))
@@ -112,6 +113,8 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
 
 
 def _recipe(config: TrainConfig) -> Recipe:
+    if isinstance(config.recipe, Recipe):
+        return config.recipe
     if config.recipe not in RECIPES:
         raise InputError(f"unknown recipe {config.recipe!r}; choose one of {', '.join(RECIPES)}")
     return RECIPES[config.recipe](config.size)

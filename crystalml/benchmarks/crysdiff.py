@@ -2,6 +2,7 @@
 
 JARVIS and SuperCon come with their official splits; crystals of MatBench and of the Materials Project are cut
 60/20/20 at random. Every fit is shown the same number of crystals; the best round on validation counts.
+The ablations of the paper's Figure 5 start from encoders pretrained here, see `crysdiff_variants`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from crystalml.benchmarks.crysdiff_variants import VARIANTS, corpus, moved, pretrain
 from crystalml.benchmarks.matbench_tasks import load_task
 from crystalml.benchmarks.report import environment, show
 from crystalml.crystal import CrystalBatch
@@ -27,14 +29,15 @@ from crystalml.device import pick_device
 from crystalml.embed import embed
 from crystalml.errors import InputError
 from crystalml.journal import Journal, write_json
-from crystalml.learners import N_SAMPLES, Diffusion
+from crystalml.learners import N_SAMPLES, Diffusion, Learner
 from crystalml.metrics.intervals import bootstrap_ratio
 from crystalml.metrics.predictive import covered, crps
-from crystalml.models.model import CrystalModel
+from crystalml.models.model import CrystalModel, EncoderConfig
 from crystalml.models.property_head import PropertyConfig
 from crystalml.primitive import primitive_cells
 from crystalml.progress import ProgressBar
-from crystalml.property import PropertyPredictor, with_target
+from crystalml.property import Method, PropertyPredictor, with_target
+from crystalml.recipes import Size
 from crystalml.weights.registry import as_model
 
 Ids = NDArray[np.int64]
@@ -56,17 +59,36 @@ SUPERCON = "supercon-log_tc"
 """log10 of the measured critical temperature: the worked example of experimental data."""
 PROPERTIES = (*JARVIS, *MATBENCH, "mp-ehull", SUPERCON)
 
+
+@dataclass(frozen=True)
+class Row:
+    """A way to learn. start: "scratch" or "given", by the encoder of the settings, or one of `VARIANTS`."""
+
+    method: Method | Learner
+    start: str
+    freeze: bool = False
+
+
+WHOLE = "CrysDiff"
 ROWS = {
-    "scratch + regression": {"method": "regression", "pretrained": False, "freeze": False},
-    "scratch + diffusion": {"method": "diffusion", "pretrained": False, "freeze": False},
-    "pretrained + regression": {"method": "regression", "pretrained": True, "freeze": False},
-    "pretrained + diffusion": {"method": "diffusion", "pretrained": True, "freeze": False},
-    "frozen + regression": {"method": "regression", "pretrained": True, "freeze": True},
-    "frozen + diffusion": {"method": "diffusion", "pretrained": True, "freeze": True},
-    "frozen + diffusion (mlp)": {"method": Diffusion(head="mlp"), "pretrained": True, "freeze": True},
-    "frozen + diffusion (paper)": {"method": Diffusion(head="paper"), "pretrained": True, "freeze": True},
+    "scratch + regression": Row("regression", "scratch"),
+    "scratch + diffusion": Row("diffusion", "scratch"),
+    "pretrained + regression": Row("regression", "given"),
+    "pretrained + diffusion": Row("diffusion", "given"),
+    "frozen + regression": Row("regression", "given", freeze=True),
+    "frozen + diffusion": Row("diffusion", "given", freeze=True),
+    "frozen + diffusion (mlp)": Row(Diffusion(head="mlp"), "given", freeze=True),
+    "frozen + diffusion (paper)": Row(Diffusion(head="paper"), "given", freeze=True),
+    WHOLE: Row("diffusion", "joint"),
+    "CrysDiff w/o joint diffusion": Row("diffusion", "separate"),
+    "CrysDiff w/o EGNN": Row("diffusion", "non-equivariant"),
+    "CrysDiff w/o fixing structures": Row(Diffusion(joint=True), "joint"),
+    "CrysDiff w/o updating EGNN": Row("diffusion", "joint", freeze=True),
+    "CrysDiff w/o pretraining": Row("diffusion", "untrained"),
 }
 USUAL = tuple(ROWS)[:6]
+ABLATION = tuple(row for row in ROWS if row.startswith(WHOLE))
+"""Figure 5, under the paper's names, and no pretraining at all."""
 _LEVELS = (np.arange(100) + 0.5) / 100  # the distribution, for its CRPS
 
 
@@ -74,7 +96,8 @@ _LEVELS = (np.arange(100) + 0.5) / 100  # the distribution, for its CRPS
 class Settings:
     """What every fit gets. seen: crystals shown while learning (a frozen encoder: ten times as many, they
     are encoded once). minutes: a cap on top. max_train: labels at most; validation a third of it; max_test.
-    encoder_lr: for all pretrained encoders, None for each method's own.
+    encoder_lr: for all pretrained encoders, None for each method's own. pretrain, size: crystals shown to
+    each network of the ablations while it is pretrained, and its size.
     """
 
     encoder: str = "diffcsp"
@@ -86,6 +109,8 @@ class Settings:
     lr: float = 1e-3
     encoder_lr: float | None = None
     seed: int = 0
+    pretrain: int = 200_000
+    size: Size = "small"
 
 
 @dataclass(frozen=True)
@@ -121,6 +146,10 @@ def run(
     found = journal.open(asdict(settings))
     done = {(r["property"], r["row"], r["fraction"]) for r in found}
     where = pick_device(device)
+    wanted = [
+        row for row in rows if any((name, row, f) not in done for name in properties for f in fractions)
+    ]
+    variants = _variants(root, wanted, settings, Path(out, "pretraining"), str(where), progress)
     with ProgressBar(progress, "crysdiff") as bar:
         bar.add(len(properties) * len(rows) * len(fractions))
         for name in properties:
@@ -130,7 +159,8 @@ def run(
             for row, fraction in todo:
                 assert data is not None
                 record = {"property": name, "row": row, "fraction": fraction}
-                record |= measure(data, row, fraction, settings, str(where))
+                start = variants.get(ROWS[row].start)
+                record |= measure(data, row, fraction, settings, str(where), start)
                 journal.append([record])
                 found.append(record)
                 bar.advance(1)
@@ -144,6 +174,17 @@ def run(
     write_json(Path(out, "result.json"), result)
     _print(result)
     return result
+
+
+def _variants(
+    root: str | Path, rows: Sequence[str], settings: Settings, folder: Path, device: str, progress: bool
+) -> dict[str, CrystalModel | EncoderConfig]:
+    names = [name for name in VARIANTS if any(ROWS[row].start == name for row in rows)]
+    if not names:
+        return {}
+    data = corpus(root, settings.max_atoms)
+    amount, size, seed = settings.pretrain, settings.size, settings.seed
+    return pretrain(names, data, amount, size, folder, seed=seed, device=device, progress=progress)
 
 
 def _check(properties: Sequence[str], rows: Sequence[str], fractions: Sequence[float]) -> None:
@@ -205,29 +246,42 @@ def _mp(root: str | Path, name: str, seed: int) -> Cut:
     return data, y, random_split(len(y), {"train": 0.6, "val": 0.2, "test": 0.2}, seed), unit
 
 
-def measure(data: Labelled, row: str, fraction: float, settings: Settings, device: str) -> dict[str, Any]:
-    """One fit and its figures on the test crystals."""
+def measure(
+    data: Labelled,
+    row: str,
+    fraction: float,
+    settings: Settings,
+    device: str,
+    start: CrystalModel | EncoderConfig | None = None,
+) -> dict[str, Any]:
+    """One fit and its figures on the test crystals. start: None for the encoder of the settings.
+
+    From a start, `moved` is the MAE with each test crystal turned at random and its origin elsewhere.
+    """
     how, ids = ROWS[row], dict(data.parts)
+    encoder = as_model(settings.encoder, "cpu", torch.float32) if start is None else start
+    if how.start == "scratch":
+        assert isinstance(encoder, CrystalModel)
+        encoder = encoder.config.encoder
     ids["train"] = ids["train"][: max(2, round(len(ids["train"]) * fraction / 100))]
     places = {k: torch.from_numpy(v) for k, v in ids.items()}
-    model = as_model(settings.encoder, "cpu", torch.float32)
-    rounds = math.ceil(settings.seen * (10 if how["freeze"] else 1) / len(ids["train"]))
+    rounds = math.ceil(settings.seen * (10 if how.freeze else 1) / len(ids["train"]))
     predictor = PropertyPredictor(
-        model if how["pretrained"] else model.config.encoder,
-        how["method"],  # type: ignore[arg-type]
+        encoder,
+        how.method,
         primitive=False,
         epochs=rounds,
         patience=max(20, rounds // 4),
         minutes=settings.minutes,
         lr=settings.lr,
-        encoder_lr=settings.encoder_lr if how["pretrained"] else None,
-        freeze=bool(how["freeze"]),
+        encoder_lr=settings.encoder_lr if isinstance(encoder, CrystalModel) else None,
+        freeze=how.freeze,
         seed=settings.seed,
         device=device,
     )
-    x, y, start = data.crystals, data.y, time.perf_counter()
+    x, y, begin = data.crystals, data.y, time.perf_counter()
     predictor.fit(x[places["train"]], y[ids["train"]], (x[places["val"]], y[ids["val"]]))
-    seconds, truth = time.perf_counter() - start, y[ids["test"]]
+    seconds, truth = time.perf_counter() - begin, y[ids["test"]]
     value, levels = predictor.predict(x[places["test"]], quantiles=(0.05, 0.5, 0.95, *_LEVELS))
     low, high = levels[:, 0], levels[:, 2]
     scores = {
@@ -236,6 +290,8 @@ def measure(data: Labelled, row: str, fraction: float, settings: Settings, devic
         "coverage": covered(low, high, truth).astype(float),
         "width": high - low,
     }
+    if start is not None:
+        scores["moved"] = np.abs(predictor.predict(moved(x[places["test"]])) - truth)
     ones = np.ones(len(truth))
     return {
         **{k: len(v) for k, v in ids.items()},
@@ -304,19 +360,27 @@ def _print(result: Mapping[str, Any]) -> None:
     records = result["records"]
     for name in dict.fromkeys(r["property"] for r in records):
         mine = sorted((r for r in records if r["property"] == name), key=lambda r: (-r["fraction"], r["row"]))
+        turned = any("moved" in r for r in mine)
         table = [
             (
                 r["row"] if r["fraction"] == 100 else f"{r['row']} ({r['fraction']:g} %)",
                 *(_figure(r[key]) for key in ("mae", "crps", "width")),
                 f"{100 * r['coverage']['mean']:.1f}",
+                *([_figure(r["moved"]) if "moved" in r else "-"] if turned else []),
                 str(r["train"]),
                 str(r["epochs"]),
             )
             for r in mine
         ]
         note = f"{mine[0]['test']} test crystals; the training median has MAE {mine[0]['deviation']:.4g}"
-        columns = ["", "MAE (95 %)", "CRPS (95 %)", "width of 90 %", "held %", "labels", "epochs"]
+        columns = ["", "MAE (95 %)", "CRPS (95 %)", "width of 90 %", "held %"]
+        columns += [*(["MAE, moved (95 %)"] if turned else []), "labels", "epochs"]
         show(f"{name} {mine[0]['unit']}", columns, table, note)
+    for row in ABLATION[1:]:
+        for gap in paired(records, row, WHOLE, "errors"):
+            low, high = gap["interval"]
+            said = f"MAE {gap['difference']:+.4g} ({low:+.4g} to {high:+.4g}) beside {WHOLE}"
+            print(f"{gap['place'][0]}, {gap['place'][1]:g} %: {row}: {said}")
     for state in ("pretrained", "frozen", "scratch"):
         for key, label in (("errors", "MAE"), ("scores", "CRPS")):
             gaps = paired(records, f"{state} + diffusion", f"{state} + regression", key)
