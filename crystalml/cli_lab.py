@@ -274,6 +274,26 @@ def forces(
 
 @benchmark.command(
     epilog=examples(
+        "crystalml benchmark elastic DATA", "crystalml benchmark elastic DATA -n 20 --max-atoms 2"
+    )
+)
+def elastic(
+    folder: Annotated[Path, typer.Argument(help="A CrysDB folder with MatBench's moduli.")],
+    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Crystals.")] = 100,
+    max_atoms: Annotated[int, typer.Option(min=1, help="Leave out larger cells.")] = 8,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file of the result.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Bulk and shear moduli by matcalc against DFT's: what second derivatives are worth."""
+    from crystalml.benchmarks.elastic import run
+
+    run(folder, model, n=n, max_atoms=max_atoms, seed=seed, out=out, device=device)
+
+
+@benchmark.command(
+    epilog=examples(
         "crystalml benchmark uncertainty --val val.safetensors",
         "crystalml benchmark uncertainty --model calibrated.safetensors --test mp_20_test.parquet",
     )

@@ -26,7 +26,7 @@ COMMANDS = [
     ["benchmark", "frechet"], ["benchmark", "crysdiff"], ["benchmark", "generators"],
     ["benchmark", "potential-speed"],
     ["benchmark", "relax"], ["benchmark", "hybrid"], ["benchmark", "solvers"], ["fit-ranker"],
-    ["relax-data"], ["label-data"], ["benchmark", "ablation"],
+    ["relax-data"], ["label-data"], ["benchmark", "ablation"], ["benchmark", "elastic"],
 ]  # fmt: skip
 
 
