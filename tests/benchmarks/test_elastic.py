@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from crystalml.errors import InputError
 
 def test_moduli_are_those_of_the_energy() -> None:
     """K = V d^2E/dV^2 of copper by EMT, from energies alone."""
-    pytest.importorskip("matcalc")
+    if find_spec("matcalc") is None:  # importing it would ask a hub, which `_engine` forbids first
+        pytest.skip("needs matcalc")
     atoms = bulk("Cu", a=3.59)  # EMT's own lattice constant, nearly
     atoms.calc = EMT()
     cell, volume = atoms.cell.array.copy(), atoms.get_volume()
