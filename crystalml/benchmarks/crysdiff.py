@@ -37,7 +37,7 @@ from crystalml.models.property_head import PropertyConfig
 from crystalml.primitive import primitive_cells
 from crystalml.progress import ProgressBar
 from crystalml.property import Method, PropertyPredictor, with_target
-from crystalml.recipes import Size
+from crystalml.recipes import Size, diffcsp
 from crystalml.weights.registry import as_model
 
 Ids = NDArray[np.int64]
@@ -138,10 +138,10 @@ def run(
     """MAE, CRPS and coverage of 90 % intervals on test crystals, as JSON in `out`; stopped, it goes on.
 
     fractions: percent of the training labels. timing: batch of the comparison of 20 chains with one encoder
-    pass, 0 for none. Raises InputError for unknown properties, rows and fractions.
+    pass, 0 for none. Raises InputError for unknown properties, rows, fractions and sizes.
     """
     settings = settings or Settings()
-    _check(properties, rows, fractions)
+    _check(properties, rows, fractions, settings)
     journal = Journal(Path(out), "results.jsonl")
     found = journal.open(asdict(settings))
     done = {(r["property"], r["row"], r["fraction"]) for r in found}
@@ -187,7 +187,10 @@ def _variants(
     return pretrain(names, data, amount, size, folder, seed=seed, device=device, progress=progress)
 
 
-def _check(properties: Sequence[str], rows: Sequence[str], fractions: Sequence[float]) -> None:
+def _check(
+    properties: Sequence[str], rows: Sequence[str], fractions: Sequence[float], settings: Settings
+) -> None:
+    diffcsp(settings.size)  # which refuses a size it does not know
     for kind, names, known in (("property", properties, PROPERTIES), ("row", rows, tuple(ROWS))):
         for name in names:
             if name not in known:

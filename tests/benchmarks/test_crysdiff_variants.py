@@ -1,12 +1,13 @@
 """Encoders of CrysDiff's ablations: equal budgets, and each is what its name says."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from crystalml.benchmarks import crysdiff_variants
+from crystalml.benchmarks import crysdiff, crysdiff_variants
 from crystalml.benchmarks.crysdiff import ABLATION, ROWS, Labelled, Settings, measure
 from crystalml.benchmarks.crysdiff_variants import VARIANTS, moved, network, pretrain
 from crystalml.crystal import CrystalBatch
@@ -109,6 +110,34 @@ def test_every_row_of_the_ablation_is_measured(encoders: Encoders, row: str) -> 
     assert same == (row != "CrysDiff w/o EGNN")
 
 
-def test_an_unknown_size_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (["--ablation"], [*ABLATION]),
+        (["--ablation", "--rows", "frozen + diffusion"], ["frozen + diffusion", *ABLATION]),
+    ],
+)
+def test_the_command(run: Any, options: list[str], rows: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(crysdiff, "run", lambda *args, **_: asked.append(args))
+    command = [
+        "benchmark",
+        "crysdiff",
+        "data",
+        "--properties",
+        "jarvis-kv",
+        "--pretrain",
+        "7",
+        "--size",
+        "tiny",
+    ]
+    assert run(*command, *options).exit_code == 0
+    _, properties, chosen, _, settings = asked[0]
+    assert (properties, chosen) == (["jarvis-kv"], rows)
+    assert (settings.pretrain, settings.size, len(ABLATION)) == (7, "tiny", 6)
+
+
+def test_an_unknown_size_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="size 'huge'"):
-        network("joint", "huge")  # type: ignore[arg-type]
+        crysdiff.run("", ["jarvis-kv"], ABLATION, settings=Settings(size="huge"), out=tmp_path / "none")  # type: ignore[arg-type]
+    assert not (tmp_path / "none").exists()
