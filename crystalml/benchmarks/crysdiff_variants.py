@@ -70,7 +70,7 @@ def pretrain(
             recipe, here = network(part, size), folder / part
             epoch = len(batches(recipe.model.build(), data, PAIRS, CRYSTALS, seed).epoch(0))
             fit = FitConfig(steps=math.ceil(crystals * epoch / len(data)), seed=seed)
-            config = TrainConfig(recipe, here, size, fit, PAIRS, CRYSTALS, device=device, validations=1)
+            config = TrainConfig(recipe, here, size, fit, PAIRS, CRYSTALS, device=device, validations=4)
             with ProgressBar(progress, f"pretraining {part}") as bar:
                 bar.add(fit.steps or 0)
                 for _ in train(config, data):
