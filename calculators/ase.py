@@ -108,6 +108,11 @@ class DaoCalculator(Calculator):
                 "elements. Use another model or replace these atoms."
             )
 
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What changed since the last calculation; nothing, most of the time, which is quick to see."""
+        changes: list[str] = [] if atoms == self.atoms else super().check_state(atoms, tol)
+        return changes
+
     def calculate(
         self,
         atoms: Atoms | None = None,

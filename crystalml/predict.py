@@ -85,6 +85,8 @@ class Predictor:
         """Predict every crystal of x; forces=False returns the energies only, at a fraction of the cost."""
         weight = next(self.model.parameters())
         x = x.to(weight.device, weight.dtype)
+        if len(x) == 1:
+            return self._group(x, forces)
         budget = self.max_pairs or pair_budget(weight.device, forces)
         encoder = self.model.config.encoder
         if isinstance(encoder, PeriodicConfig):

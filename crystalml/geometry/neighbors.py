@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 MAX_PAIRS = 50_000_000  # of one crystal; more means a collapsed cell, and would exhaust the memory
 
 
+class Topology(NamedTuple):
+    """Which m directed pairs there are, sorted by i. i, j: (m,) atoms of the flat batch. shift: (m, 3)."""
+
+    i: Tensor
+    j: Tensor
+    shift: Tensor
+
+
 class Neighbors(NamedTuple):
     """The m directed pairs of a batch: vector = x_j + shift @ L - x_i, sorted by i.
 
@@ -39,6 +47,14 @@ def neighbor_list(batch: CrystalBatch, cutoff: float) -> Neighbors:
     with something that vanishes at the cutoff.
     Raises NonFiniteError, CellError (singular, or so small that the list would not fit).
     """
+    i, j, shift = neighbor_topology(batch, cutoff)
+    delta = batch.frac[j] - batch.frac[i] + shift.to(batch.dtype)
+    vector = torch.einsum("mi,mij->mj", delta, batch.lattice[batch.index[i]])
+    return Neighbors(i, j, shift, vector, torch.linalg.vector_norm(vector, dim=-1))
+
+
+def neighbor_topology(batch: CrystalBatch, cutoff: float) -> Topology:
+    """`neighbor_list` without the vectors."""
     _check(batch, cutoff)
     pbc, lattice = batch.pbc, batch.lattice.detach()
     cell = batch.frac.detach().floor() * pbc[batch.index]  # the search sees every atom inside the home cell
@@ -51,10 +67,7 @@ def neighbor_list(batch: CrystalBatch, cutoff: float) -> Neighbors:
             i, j, shift = _search(batch, home, cutoff)
     else:
         i, j, shift = _search(batch, home, cutoff)
-    shift = shift + (cell[i] - cell[j]).long()
-    delta = batch.frac[j] - batch.frac[i] + shift.to(batch.dtype)
-    vector = torch.einsum("mi,mij->mj", delta, batch.lattice[batch.index[i]])
-    return Neighbors(i, j, shift, vector, torch.linalg.vector_norm(vector, dim=-1))
+    return Topology(i, j, shift + (cell[i] - cell[j]).long())
 
 
 def nearest_neighbors(batch: CrystalBatch, count: int) -> tuple[Neighbors, Tensor]:

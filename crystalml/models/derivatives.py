@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import UnsupportedError
-from crystalml.geometry.neighbors import Neighbors, neighbor_list
+from crystalml.geometry.neighbors import Neighbors, Topology, neighbor_topology
 from crystalml.models.model import CrystalModel
 from crystalml.models.pairs import Pairs, tabulate
 
@@ -85,7 +85,8 @@ def neighbor_pairs(model: CrystalModel, x: CrystalBatch, edges: Neighbors | None
     """The table of neighbours that a potential reads."""
     cutoff = model.encoder.config.cutoff  # type: ignore[union-attr]
     with torch.no_grad():
-        return tabulate(x, neighbor_list(x, cutoff) if edges is None else edges, 2 * cutoff)
+        found: Neighbors | Topology = neighbor_topology(x, cutoff) if edges is None else edges
+        return tabulate(x, found, 2 * cutoff)
 
 
 def pair_slopes(

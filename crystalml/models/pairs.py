@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
-from crystalml.geometry.neighbors import Neighbors
+from crystalml.geometry.neighbors import Neighbors, Topology
 
 _TINY = 1e-12  # square Angstrom, so that the distance of coinciding atoms has a derivative
 
@@ -35,7 +35,7 @@ class Pairs:
         return values.index_select(0, self.j.flatten()).unflatten(0, self.j.shape)
 
 
-def tabulate(x: CrystalBatch, edges: Neighbors, beyond: float) -> Pairs:
+def tabulate(x: CrystalBatch, edges: Neighbors | Topology, beyond: float) -> Pairs:
     """Pairs of a full list sorted by i; only its topology (i, j, shift) is read, vectors come from x.
 
     So one list serves as long as no pair enters the cutoff, and gradients flow into frac and lattice.
@@ -70,7 +70,8 @@ def envelope(x: Tensor) -> Tensor:
 def bessel(x: Tensor, count: int) -> Tensor:
     """sin(n pi x) / x for n = 1..count: (...,) -> (..., count) (DimeNet, Eq. 7). x is bounded from below."""
     n = torch.arange(1, count + 1, dtype=x.dtype, device=x.device)
-    return 0.5 * torch.sin(torch.pi * n * x[..., None]) / x[..., None]
+    x = x[..., None]
+    return torch.sin(torch.pi * n * x) * (0.5 / x)
 
 
 def soft_floor(r: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -80,4 +81,4 @@ def soft_floor(r: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """
     x = (r - low) / (high - low)
     y = x.clamp(0.0, 1.0)
-    return torch.where(x >= 1, r, low + (high - low) * y**3 * (6 - y * (8 - 3 * y)))
+    return torch.where(x >= 1, r, low + (high - low) * (y * y * y * (6 - y * (8 - 3 * y))))

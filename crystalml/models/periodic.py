@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, silu
 
 from crystalml.crystal import CrystalBatch
 from crystalml.elements import element_features
-from crystalml.geometry.neighbors import Neighbors, neighbor_list
+from crystalml.geometry.neighbors import Neighbors, neighbor_topology
 from crystalml.models.encoder import Features
 from crystalml.models.layers import MLP
 from crystalml.models.pairs import Pairs, bessel, envelope, soft_floor, tabulate
@@ -49,6 +50,18 @@ class PeriodicConfig:
         return PeriodicCrysformer(self)
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What all blocks read of the pairs: edge (n, K, edge_dim), weight (n, K, 1), harmonics (n, 13, K) and
+    unit (n, K, 3), the vectors among these."""
+
+    pairs: Pairs
+    edge: Tensor
+    weight: Tensor
+    harmonics: Tensor
+    unit: Tensor
+
+
 class PeriodicCrysformer(nn.Module):
     """CrystalBatch -> Features that depend on distances and angles only, never on the choice of cell.
 
@@ -84,9 +97,8 @@ class PeriodicCrysformer(nn.Module):
 
     def forward(self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | None = None) -> Features:
         """t is not read: there is one energy, that of the crystal as it stands. edges: found if not given."""
-        if edges is None:
-            edges = neighbor_list(x, self.config.cutoff)
-        pairs = tabulate(x, edges, 2 * self.config.cutoff)
+        found = neighbor_topology(x, self.config.cutoff) if edges is None else edges
+        pairs = tabulate(x, found, 2 * self.config.cutoff)
         node = self.attend(x.numbers, pairs)
         total = node.new_zeros(len(x), node.shape[-1]).index_add(0, x.index, node)
         energy = self.short_range(x.numbers, pairs)
@@ -99,11 +111,12 @@ class PeriodicCrysformer(nn.Module):
         unit = pairs.vector / pairs.distance[..., None]
         s = self.embed(self.elements[numbers]) + self.embed_own(numbers)
         own, other = self.edge_ends(s).chunk(2, -1)
-        e = self.edge_radial(bessel(r, self.config.basis)) + own[:, None] + pairs.gather(other)
-        e, weight, harmonics = nn.functional.silu(e), envelope(r), moments(unit)
-        v = s.new_zeros(s.shape[0], 3, self.config.vectors)
+        e = self.edge_radial(bessel(r, self.config.basis)) + (own[:, None] + pairs.gather(other))
+        harmonics = moments(unit)
+        near = Surroundings(pairs, silu(e), envelope(r)[..., None], harmonics.mT, harmonics[..., 1:4])
+        v = seen = None
         for block in self.blocks:
-            s, v = block(s, v, e, weight, harmonics, pairs)
+            s, v, seen = block(s, v, seen, near)
         return self.norm(s)
 
 
@@ -128,7 +141,7 @@ def bounded(x: Tensor) -> Tensor:
 
     Products of vectors would otherwise grow from block to block as towers of powers.
     """
-    return x * (1 + x.square().sum(1, keepdim=True).mean(-1, keepdim=True)) ** -0.5
+    return x * (1 + (x * x).sum((1, 2), keepdim=True) / x.shape[2]).rsqrt()
 
 
 class Block(nn.Module):
@@ -163,44 +176,52 @@ class Block(nn.Module):
         self.ffn = MLP(d + 3 * c, 2 * d, d)
 
     def forward(
-        self, s: Tensor, v: Tensor, e: Tensor, weight: Tensor, harmonics: Tensor, pairs: Pairs
-    ) -> tuple[Tensor, Tensor]:
-        """s (n, d), v (n, 3, c), e (n, K, edge_dim), weight (n, K), harmonics (n, K, 13)."""
-        moment, passed, along = self.receive(s, v, e, weight, harmonics, pairs)
-        s = s + self.out(torch.cat([moment[:, 0], along], -1))
+        self, s: Tensor, v: Tensor | None, seen: Tensor | None, near: Surroundings
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """s (n, d), v (n, 3, c) and seen = bounded(v), None before the first block: no vectors yet."""
+        moment, passed, along = self.receive(s, seen, near)
+        scalar, vector, tensor = moment.split((1, 3, 9), 1)
+        s = s + self.out(torch.cat([scalar.squeeze(1), along], -1))
         h = self.norm_2(s)
-        v = v + self.out_vector(moment[:, 1:4]) + self.pass_vector(passed)
-        tensor = bounded(self.out_tensor(moment[:, 4:])).unflatten(1, (3, 3))
+        start = self.out_vector(vector)
+        v = start if v is None or passed is None else v + start + self.pass_vector(passed)
+        tensor = bounded(self.out_tensor(tensor))
+        size = (tensor * tensor).sum(1)
+        tensor = tensor.unflatten(1, (3, 3))
         turned = (tensor * self.turn(bounded(v))[:, None]).sum(2)
         v = (v + turned) * torch.sigmoid(self.gate(h))[:, None]
-        left, right = self.left(bounded(v)), self.right(bounded(v))
+        seen = bounded(v)
+        left, right = linear(seen, torch.cat([self.left.weight, self.right.weight])).chunk(2, -1)
         bent = (tensor * right[:, None]).sum(2)
-        invariants = [(left * right).sum(1), tensor.square().sum((1, 2)), (left * bent).sum(1)]
-        return s + self.ffn(torch.cat([h, *invariants], -1)), v
+        invariants = [(left * right).sum(1), size, (left * bent).sum(1)]
+        return s + self.ffn(torch.cat([h, *invariants], -1)), v, seen
 
     def receive(
-        self, s: Tensor, v: Tensor, e: Tensor, weight: Tensor, harmonics: Tensor, pairs: Pairs
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, s: Tensor, seen: Tensor | None, near: Surroundings
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Moments (n, 13, m) of the scalars sent, sums (n, 3, c) and projections (n, c) of the vectors."""
-        h = self.norm_1(s)
-        v = bounded(v)
-        m, c = self.share.shape[1], v.shape[-1]
-        sent = pairs.gather(torch.cat([self.send(h), v.flatten(1)], -1))
-        key, value, vector = sent.split((m, m, 3 * c), -1)
-        a = self.attention(h, v, key, e, weight, harmonics[..., 1:4])
-        radial, plain, dotted = self.filter(e).split((m, self.heads, self.heads), -1)
-        moment = harmonics.mT @ (radial * value * (a @ self.share))
-        b = torch.cat([a * plain, ((a * dotted)[..., None, :] * harmonics[..., 1:4, None]).flatten(-2)], -1)
+        h, m, c = self.norm_1(s), self.share.shape[1], self.gate.out_features
+        sent = self.send(h) if seen is None else torch.cat([self.send(h), seen.flatten(1)], -1)
+        key, value, vector = near.pairs.gather(sent).split((m, m, sent.shape[1] - 2 * m), -1)
+        a = self.attention(h, seen, key, near)
+        radial, plain, dotted = self.filter(near.edge).split((m, self.heads, self.heads), -1)
+        moment = torch.bmm(near.harmonics, radial * value * (a @ self.share))
+        if seen is None:
+            return moment, None, moment.new_zeros(len(moment), c)
+        b = torch.cat([a * plain, ((a * dotted)[..., None, :] * near.unit[..., None]).flatten(-2)], -1)
         # All heads times all channels, of which each head keeps its own: cheaper than (n, K, 3, c) products.
-        sums = (b.mT @ vector).unflatten(-1, (3, self.heads, -1)).unflatten(1, (4, self.heads))
+        sums = torch.bmm(b.mT, vector).unflatten(-1, (3, self.heads, -1)).unflatten(1, (4, self.heads))
         sums = sums.diagonal(dim1=2, dim2=4).movedim(-1, -2).flatten(-2)  # (n, 4, 3, c)
-        return moment, sums[:, 0], sums[:, 1:].diagonal(dim1=1, dim2=2).sum(-1)
+        passed, along = sums.split((1, 3), 1)
+        return moment, passed.squeeze(1), along.diagonal(dim1=1, dim2=2).sum(-1)
 
-    def attention(self, h: Tensor, v: Tensor, key: Tensor, e: Tensor, weight: Tensor, unit: Tensor) -> Tensor:
-        """(n, K, heads) weights a_ij."""
-        q = self.query(h) * (self.query.out_features // self.heads) ** -0.5
-        folded = torch.einsum("nhd,hde->neh", q.unflatten(-1, (self.heads, -1)), self.key_edge)
-        spread = q[..., None] * self.share.mT
-        logits = key @ spread + e @ folded + unit @ self.aim(v)
-        raw = weight[..., None] * torch.exp(_CAP * torch.tanh(logits / _CAP))
+    def attention(self, h: Tensor, seen: Tensor | None, key: Tensor, near: Surroundings) -> Tensor:
+        """(n, K, heads) weights a_ij. Logits are divided by their cap as they are made."""
+        q = self.query(h) * ((key.shape[-1] // self.heads) ** -0.5 / _CAP)
+        asked = q[:, None] * self.share  # (n, heads, m): each head asks its own channels
+        folded = asked @ self.key_edge.flatten(0, 1)
+        logits = torch.baddbmm(torch.bmm(near.edge, folded.mT), key, asked.mT)
+        if seen is not None:
+            logits = torch.baddbmm(logits, near.unit, linear(seen, self.aim.weight / _CAP))
+        raw = near.weight * torch.exp(_CAP * torch.tanh(logits))
         return raw / (1 + torch.exp(-self.saturation) * raw.sum(1, keepdim=True))

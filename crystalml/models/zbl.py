@@ -9,7 +9,8 @@ from crystalml.elements import covalent_radii
 from crystalml.models.pairs import Pairs, envelope
 
 COULOMB = 14.399645  # e^2 / (4 pi epsilon_0) in eV Angstrom
-_PHI = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
+_SHARES = (0.18175, 0.50986, 0.28022, 0.02817)  # phi(x) = sum_k c_k exp(-l_k x), of which c_k and -l_k
+_RATES = (-3.19980, -0.94229, -0.40290, -0.20162)
 
 REACH = 0.8  # in sums of covalent radii: ZBL is zero beyond, where the bonds of nearly all crystals are
 
@@ -38,7 +39,7 @@ class ShortRange(nn.Module):
         r = pairs.distance
         z = numbers.to(r.dtype)
         power = z**0.23
-        x = r * (power[:, None] + pairs.gather(power)) / 0.46850
-        phi = sum(c * torch.exp(-k * x) for c, k in _PHI)
+        x = r * ((power[:, None] + pairs.gather(power)) / 0.46850)
+        phi = torch.exp(x[..., None] * r.new_tensor(_RATES)) @ r.new_tensor(_SHARES)
         switch = envelope(r / (REACH * self.sums(numbers, pairs)))
-        return 0.5 * (COULOMB * z[:, None] * pairs.gather(z) / r * phi * switch).sum(-1)
+        return (0.5 * COULOMB * z[:, None] * pairs.gather(z) * phi * switch / r).sum(-1)
