@@ -52,7 +52,10 @@ def generate(
     ] = 0.0,
     rank_by: Annotated[str, typer.Option(help="probability or energy.")] = "probability",
     distinct: Annotated[bool, typer.Option(help="Leave out equal crystals.")] = True,
-    model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-g",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Shipped name, path or hf:// address; default: gemsdiff, dao-g to guide."),
+    ] = None,
     energy_model: Annotated[str, typer.Option(help="Model for --guidance.")] = "dao-p-diffusion",
     seed: Seed = 0,
     device: Device = None,

@@ -27,6 +27,7 @@ from crystalml.prototypes import PrototypeAtlas
 from crystalml.prototypes.fingerprint import Distinct
 from crystalml.request import CompositionLike, Draw, Fixed, FormulaUnitsLike, Group, Reader
 from crystalml.sample.base import Sampler
+from crystalml.sample.probability_flow import Method
 from crystalml.sample.solvers import Solver
 from crystalml.sample.solvers import solver as make_sampler
 from crystalml.samples import Samples
@@ -38,6 +39,7 @@ Answer = tuple[Structure, list[Structure]]
 RankBy = Literal["probability", "energy"]
 
 PART = 24  # requests refined together
+DRAWS, SCORES = "gemsdiff", "dao-g"  # which draws better, and which knows the scores that guiding needs
 REFINING = 5  # steps from noise_level to the crystal, unless told otherwise
 
 
@@ -87,7 +89,8 @@ class Wish:
 class StructureGenerator:
     """Crystal structure prediction: known prototypes, refined and ranked, and diffusion for what is new.
 
-    model: one with noise heads. energy_model: with an energy head for noisy crystals, for guidance.
+    model: one with noise heads; None is "gemsdiff", or "dao-g" where only that will do: for guidance,
+    partial noising and the probability-flow solvers. energy_model: with an energy head for noisy crystals.
     potential: ranks prototypes by energy and relaxes them, None leaves them as they are. All take a shipped
     name, a path, a "hf://" address or a CrystalModel, and the latter two are loaded when first needed.
     atlas: the prototypes known; None is the shipped one. ranker: None is the shipped one. solver: how
@@ -97,7 +100,7 @@ class StructureGenerator:
 
     def __init__(
         self,
-        model: ModelLike = "dao-g",
+        model: ModelLike | None = None,
         energy_model: ModelLike | None = "dao-p-diffusion",
         device: str | None = None,
         dtype: torch.dtype | str = torch.float32,
@@ -111,15 +114,23 @@ class StructureGenerator:
     ) -> None:
         self.device = pick_device(device)
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        self.model = self._load(model)
+        self.energy_model, self.potential = energy_model, potential
+        self._atlas, self.ranker, self.solver = atlas, ranker, solver
+        self._choice = model
+        self._take(SCORES if solver in get_args(Method) else DRAWS)
+        self.max_pairs, self.max_redraws = max_pairs, max_redraws
+        self.report = SampleReport()
+
+    def _take(self, name: str) -> None:
+        """Load the network that the user chose, or the one of that name if the choice is left to us."""
+        choice = name if self._choice is None else self._choice
+        if getattr(self, "_taken", None) is choice:
+            return
+        self.model, self._taken = self._load(choice), choice
         if not self.model.has_noise:
             name = self.model.card.get("name", "this model")
             raise UnsupportedError(f"{name} cannot generate: it has no noise heads. Use 'dao-g'.")
         self.noise = recipes.noise_for(self.model)
-        self.energy_model, self.potential = energy_model, potential
-        self._atlas, self.ranker, self.solver = atlas, ranker, solver
-        self.max_pairs, self.max_redraws = max_pairs, max_redraws
-        self.report = SampleReport()
 
     @property
     def atlas(self) -> PrototypeAtlas:
@@ -180,6 +191,7 @@ class StructureGenerator:
             n, strategy, seed, guidance, steps, noise_level, rank_by, distinct, return_trajectory, progress,
             Fixed(space_group, lattice, fixed),
         )  # fmt: skip
+        self._take(SCORES if guidance or noise_level or self.solver in get_args(Method) else DRAWS)
         many = hasattr(composition, "__iter__") and not isinstance(composition, str | Composition | Mapping)
         wanted: list[Any] = list(composition) if many else [composition]  # type: ignore[arg-type]
         sizes = (formula_units, min_atoms, max_atoms)

@@ -431,3 +431,23 @@ def test_gemsdiff_generates_through_the_same_face():
     tiny = recipes.dao_p_diffusion("tiny").model.build()
     with pytest.raises(UnsupportedError, match="noise of diffcsp"):
         StructureGenerator(generator.model, tiny, device="cpu").sample("NaCl", guidance=1.0, **FAST)
+
+
+def test_the_network_left_to_us_is_the_one_that_can(tiny_model, monkeypatch):
+    """GemsDiff draws; guidance, partial noising and flow solvers need DAO-G; a choice of the user stays."""
+    asked = []
+    models = {name: tiny_model() for name in (generate.DRAWS, generate.SCORES, "mine")}
+
+    def load(name, device, dtype):
+        asked.append(name)
+        return models[name] if isinstance(name, str) else name
+
+    monkeypatch.setattr(generate, "as_model", load)
+    generator = StructureGenerator(device="cpu", energy_model=models["mine"])
+    for settings, name in (({}, generate.DRAWS), ({"guidance": 1.0}, generate.SCORES), ({}, generate.DRAWS)):
+        generator.sample("NaCl", 0, **FAST, **settings)
+        assert generator.model is models[name]
+    assert StructureGenerator(device="cpu", solver="heun").model is models[generate.SCORES]
+    mine = StructureGenerator("mine", device="cpu")
+    mine.sample("NaCl", 0, **FAST, guidance=1.0)
+    assert mine.model is models["mine"] and asked.count("mine") == 1
