@@ -27,6 +27,12 @@ def niggli_reduced(lattice: NDArray[Any]) -> NDArray[Any]:
     return lattice if found is None else np.asarray(found)
 
 
+def delaunay_reduced(lattice: NDArray[Any], symprec: float) -> NDArray[Any]:
+    """(3, 3) Delaunay-reduced rows; the lattice as it is where spglib gives up."""
+    found = _quietly(spglib.delaunay_reduce, lattice, symprec)
+    return lattice if found is None else np.asarray(found)
+
+
 def _quietly(function: Callable[..., Any], *args: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the switch
