@@ -26,6 +26,8 @@ class PeriodicConfig:
     message: how many scalars travel between atoms; they and the vectors are shared out among the heads.
     blind: in sums of covalent radii, the distance below which a pair looks alike at any distance; the true
     one is read from 1.3 times that on.
+    scale: size at which vectors and second moments saturate, see `bounded`. Those of real crystals are of
+    order 10: with 1, they are all but directions, and energies bend sharply about symmetric sites.
     """
 
     dim: int = 128
@@ -37,6 +39,7 @@ class PeriodicConfig:
     basis: int = 12
     cutoff: float = 5.0
     blind: float = 0.5
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.message % self.heads or self.vectors % self.heads:
@@ -136,12 +139,12 @@ def moments(unit: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(unit[..., :1]), 3**0.5 * unit, 13.5**0.5 * square.flatten(-2)], -1)
 
 
-def bounded(x: Tensor) -> Tensor:
-    """x / sqrt(1 + |x|^2), with |x|^2 over axis 1 and its mean over channels: smooth, the identity near 0.
+def bounded(x: Tensor, scale: float = 1.0) -> Tensor:
+    """x / sqrt(scale^2 + |x|^2), with |x|^2 over axis 1 and its mean over channels: smooth, linear near 0.
 
     Products of vectors would otherwise grow from block to block as towers of powers.
     """
-    return x * (1 + (x * x).sum((1, 2), keepdim=True) / x.shape[2]).rsqrt()
+    return x * (scale**2 + (x * x).sum((1, 2), keepdim=True) / x.shape[2]).rsqrt()
 
 
 class Block(nn.Module):
@@ -159,7 +162,8 @@ class Block(nn.Module):
 
     def __init__(self, config: PeriodicConfig) -> None:
         super().__init__()
-        d, c, m, self.heads = config.dim, config.vectors, config.message, config.heads
+        d, c, m = config.dim, config.vectors, config.message
+        self.heads, self.scale = config.heads, config.scale
         self.norm_1, self.norm_2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.query, self.send = nn.Linear(d, m), nn.Linear(d, 2 * m)
         self.key_edge = nn.Parameter(torch.randn(self.heads, m // self.heads, config.edge_dim) / 8)
@@ -185,12 +189,12 @@ class Block(nn.Module):
         h = self.norm_2(s)
         start = self.out_vector(vector)
         v = start if v is None or passed is None else v + start + self.pass_vector(passed)
-        tensor = bounded(self.out_tensor(tensor))
+        tensor = bounded(self.out_tensor(tensor), self.scale)
         size = (tensor * tensor).sum(1)
         tensor = tensor.unflatten(1, (3, 3))
-        turned = (tensor * self.turn(bounded(v))[:, None]).sum(2)
+        turned = (tensor * self.turn(bounded(v, self.scale))[:, None]).sum(2)
         v = (v + turned) * torch.sigmoid(self.gate(h))[:, None]
-        seen = bounded(v)
+        seen = bounded(v, self.scale)
         left, right = linear(seen, torch.cat([self.left.weight, self.right.weight])).chunk(2, -1)
         bent = (tensor * right[:, None]).sum(2)
         invariants = [(left * right).sum(1), size, (left * bent).sum(1)]

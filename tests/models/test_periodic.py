@@ -12,7 +12,7 @@ from crystalml.geometry.neighbors import neighbor_list
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel, ModelConfig
 from crystalml.models.pairs import bessel, envelope, soft_floor
-from crystalml.models.periodic import PeriodicConfig
+from crystalml.models.periodic import PeriodicConfig, bounded
 from crystalml.predict import Predictor
 from crystalml.testing import (
     alpha_quartz,
@@ -229,6 +229,15 @@ def test_small_functions() -> None:
     assert (y[r <= 1] == 1).all() and torch.equal(y[r > 1.5], r[r > 1.5]) and (y.diff() >= 0).all()
     assert y.diff().diff().abs().max() < 2e-5  # no kink
     assert bessel(x[1:], 4).shape == (1200, 4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 6.0])
+def test_vectors_are_bounded_beyond_their_scale_and_linear_within(scale: float) -> None:
+    x = torch.randn(5, 3, 8, dtype=torch.float64)
+    torch.testing.assert_close(bounded(1e-4 * x, scale) / 1e-4, x / scale, rtol=1e-6, atol=0)
+    torch.testing.assert_close(bounded(1e6 * x, scale).square().sum(1).mean(-1), torch.ones(5).double())
+    half = scale * x / x.square().sum(1, keepdim=True).mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(bounded(half, scale), half / scale / 2**0.5)
 
 
 def test_potentials_take_no_noise_heads_and_check_their_sizes() -> None:
