@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 import torch
@@ -48,10 +48,10 @@ def _reduce(one: CrystalBatch, symprec: float) -> tuple[Array, NDArray[np.int64]
     """Lattice rows, atoms kept, and the place among them of each atom's representative."""
     lattice, count = one.lattice[0].numpy(), len(one.numbers)
     chosen, owner = np.arange(count), np.arange(count)
-    cell: Any = (lattice, one.frac.numpy(), one.numbers.numpy())
-    if not _may_repeat(*cell, 2 * symprec):
+    frac, numbers = one.frac.numpy(), one.numbers.numpy()
+    if not _may_repeat(lattice, frac, numbers, 2 * symprec):
         return niggli_reduced(delaunay_reduced(lattice, symprec)), chosen, owner  # as below, 30 times faster
-    found = symmetry_dataset(cell, symprec)
+    found = symmetry_dataset((lattice, frac, numbers), symprec)
     if found is not None:
         _, first, place = np.unique(found.mapping_to_primitive, return_index=True, return_inverse=True)
         share = abs(np.linalg.det(found.primitive_lattice) / np.linalg.det(lattice))
@@ -66,7 +66,7 @@ def _may_repeat(lattice: Array, frac: Array, numbers: NDArray[np.int64], within:
     It would take an atom of the rarest kind to another, and its order would divide the count of every kind.
     """
     kinds, counts = np.unique(numbers, return_counts=True)
-    if np.gcd.reduce(counts) == 1:
+    if math.gcd(*counts.tolist()) == 1:
         return False
     groups = [frac[numbers == kind] for kind in kinds[counts.argsort()]]
 
