@@ -51,7 +51,7 @@ class Message(nn.Module):
         m = silu(self.receiver(x)[:, :, None] + self.sender(x)[:, None] + self.pair(inputs))
         m = silu(self.edge_out(m))
         weight = mask.to(m.dtype) / mask.sum(1, keepdim=True).to(m.dtype)
-        mean = torch.einsum("bj,bijd->bid", weight, m)
+        mean = (weight[:, None, None] @ m).squeeze(2)
         return h + silu(self.node_out(silu(self.node_in(torch.cat([x, mean], -1)))))
 
 
@@ -67,6 +67,8 @@ class CSPNet(DenseEncoder):
         self.norm = nn.LayerNorm(config.dim)
 
     def core(self, h: Tensor, inputs: Tensor, mask: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(h.device.type):  # once, not in every layer
+            inputs = inputs.to(torch.get_autocast_dtype(h.device.type))
         for layer in self.layers:
             h = layer(h, inputs, mask)
         return self.norm(h)
