@@ -44,6 +44,8 @@ class CrystalBatch:
     @property
     def index(self) -> Tensor:
         """(n,) the crystal each atom belongs to."""
+        if len(self) == 1:
+            return torch.zeros_like(self.numbers, dtype=torch.long)
         ids = torch.arange(len(self), device=self.device)
         return ids.repeat_interleave(self.num_atoms, output_size=self.numbers.shape[0])
 

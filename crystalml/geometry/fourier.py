@@ -13,6 +13,11 @@ def fourier_features(delta: Tensor, num_frequencies: int, first: int = 1) -> Ten
 
     (..., 3) -> (..., 6 K). Only integer k keep the periodicity. DiffCSP starts at k = 0, a constant.
     """
-    k = torch.arange(first, first + num_frequencies, device=delta.device, dtype=delta.dtype)
-    angle = (2 * math.pi) * (delta[..., None] * k).flatten(-2)
+    angle = fourier_angles(delta, num_frequencies, first)
     return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def fourier_angles(delta: Tensor, num_frequencies: int, first: int = 1) -> Tensor:
+    """2 pi k f of `fourier_features`: (..., 3) -> (..., 3 K)."""
+    k = torch.arange(first, first + num_frequencies, device=delta.device, dtype=delta.dtype)
+    return (delta[..., None] * (2 * math.pi * k)).flatten(-2)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from crystalml.crystal import CrystalBatch
-from crystalml.geometry.fourier import fourier_features
-from crystalml.geometry.neighbors import Neighbors, neighbor_list
+from crystalml.geometry.fourier import fourier_angles
+from crystalml.geometry.neighbors import Neighbors, Topology, neighbor_topology
 from crystalml.models.encoder import METRIC_DIM, Features, Metric, NodeEmbedding, metric_features
 from crystalml.models.frames import (
     FrameKind,
@@ -141,10 +141,11 @@ class FourierFrameNet(nn.Module):
         """edges: neighbours within the cutoff, found if not given."""
         c = self.config
         periodic = c.frame == "periodic"
-        if edges is None:
+        found: Neighbors | Topology | None = edges
+        if found is None:
             free = torch.zeros_like(x.pbc)
-            edges = neighbor_list(x if periodic else x.replace(labels={"pbc": free}), c.cutoff)
-        near = tabulate(x, edges, 2 * c.cutoff)
+            found = neighbor_topology(x if periodic else x.replace(labels={"pbc": free}), c.cutoff)
+        near = tabulate(x, found, 2 * c.cutoff)
         frames = periodic_frames(near, c.cutoff) if periodic else paper_frames(x, near, c.cutoff)
         time = x.num_atoms.new_zeros(len(x)) if t is None else t
         h = self.embed(x, time) + self.embed_own(x.numbers)
@@ -153,15 +154,15 @@ class FourierFrameNet(nn.Module):
         return Features(s, total / x.num_atoms[:, None], vector=v)
 
     def _cell(self, x: CrystalBatch) -> tuple[Pairs, Tensor, Tensor, Tensor] | tuple[()]:
-        """All pairs of each cell, whether they exist, their Fourier features and the lattice's."""
+        """All pairs of each cell, whether they exist, their Fourier angles and the lattice's features."""
         if not self.config.inter:
             return ()
         pairs, real, delta = cell_pairs(x)
-        psi = fourier_features(delta, self.config.frequencies)
+        angle = fourier_angles(delta, self.config.frequencies)
         lattice = x.lattice.new_zeros(len(x), 0)
         if self.config.metric is not None and self.metric_norm is not None:
             lattice = self.metric_norm(metric_features(x.lattice, self.config.metric))
-        return pairs, real, psi, lattice[x.index]
+        return pairs, real, angle, lattice[x.index]
 
     def core(
         self,
@@ -170,7 +171,7 @@ class FourierFrameNet(nn.Module):
         near: Pairs,
         cell: Pairs | None = None,
         real: Tensor | None = None,
-        psi: Tensor | None = None,
+        angle: Tensor | None = None,
         lattice: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(n, dim) scalars and (n, 3, vectors) vectors: tensors in and out, so it compiles."""
@@ -183,12 +184,11 @@ class FourierFrameNet(nn.Module):
         table = Table(near, weight, unit, self.near(h, near, even, None, c.chiral))
         for block in self.blocks:
             s, v = block(s, v, frames, table)
-        if cell is not None and real is not None and psi is not None and lattice is not None:
-            sine, cosine = psi.chunk(2, -1)
-            given = lattice[:, None].expand(-1, psi.shape[1], -1)
-            even = torch.cat([orientation(frames, cell, c.chiral), given, cosine], -1)
+        if cell is not None and real is not None and angle is not None and lattice is not None:
+            given = lattice[:, None].expand(-1, angle.shape[1], -1)
+            even = torch.cat([orientation(frames, cell, c.chiral), given, angle.cos()], -1)
             unit = cell.vector / (1 + cell.distance.square())[..., None].sqrt()
-            table = Table(cell, real, unit, self.all(h, cell, even, sine, c.chiral))
+            table = Table(cell, real, unit, self.all(h, cell, even, angle.sin(), c.chiral))
             for block in self.inter:
                 s, v = block(s, v, frames, table)
         seen = torch.cat([local(bounded(v), frames, c.chiral), bounded(v).square().sum(1)], -1)
