@@ -31,6 +31,7 @@ from crystalml.errors import (
 )
 from crystalml.files import expand, parse
 from crystalml.geometry.box import enclose
+from crystalml.geometry.lattice import determinant
 from crystalml.geometry.neighbors import min_distances, neighbor_list
 from crystalml.geometry.torus import wrap
 
@@ -77,7 +78,7 @@ def to_batch(
     batch = CrystalBatch.cat(parts)
     _check_atoms(batch, max_atoms, known)
     _check_cells(batch)
-    left = torch.linalg.det(batch.lattice) < 0
+    left = determinant(batch.lattice) < 0
     batch = batch.replace(
         lattice=torch.where(left[:, None, None], -batch.lattice, batch.lattice),
         frac=wrap(torch.where(left[batch.index][:, None], -batch.frac, batch.frac)),
@@ -234,7 +235,7 @@ def _check_cells(batch: CrystalBatch, first: int = 0) -> None:
     lattice = batch.lattice
     finite = lattice.isfinite().flatten(1).all(-1)
     lengths = torch.linalg.vector_norm(lattice, dim=-1)
-    volume = torch.linalg.det(torch.where(finite[:, None, None], lattice, 0)).abs()
+    volume = determinant(torch.where(finite[:, None, None], lattice, 0)).abs()
     flat = (volume < MIN_VOLUME) | (volume < MIN_SKEW * lengths.prod(-1))
     long = lengths.amax(-1) > MAX_LENGTH
     for k in (~finite | flat | long).nonzero()[:, 0].tolist():

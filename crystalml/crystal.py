@@ -10,6 +10,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from crystalml.geometry.lattice import determinant
+
 _NO_LABELS: Mapping[str, Tensor] = MappingProxyType({})
 
 
@@ -62,7 +64,7 @@ class CrystalBatch:
     @property
     def volume(self) -> Tensor:
         """(b,) cell volumes in cubic Angstrom (always positive)."""
-        return torch.linalg.det(self.lattice).abs()
+        return determinant(self.lattice).abs()
 
     @property
     def pbc(self) -> Tensor:

@@ -24,8 +24,8 @@ def cosine_cutoff(r: Tensor, cutoff: float) -> Tensor:
 def gaussians(r: Tensor, count: int, cutoff: float) -> Tensor:
     """exp(-gamma (r - s_m)^2), centres s_m evenly on [0, c], gamma = 1 / spacing^2: (...,) -> (..., count)
     (NeuralCrystal, Eq. 2)."""
-    centres = torch.linspace(0, cutoff, count, dtype=r.dtype, device=r.device)
-    return torch.exp(-(((r[..., None] - centres) * ((count - 1) / cutoff)).square()))
+    centres = torch.arange(count, dtype=r.dtype, device=r.device)  # in spacings
+    return torch.exp(-((r * ((count - 1) / cutoff))[..., None] - centres).square())
 
 
 def periodic_frames(pairs: Pairs, cutoff: float) -> Tensor:
