@@ -12,7 +12,7 @@ def gram(lattice: Tensor) -> Tensor:
 
 
 def determinant(lattice: Tensor) -> Tensor:
-    """a . (b x c): (b, 3, 3) -> (b,), positive for right-handed cells. LAPACK's takes several times longer."""
+    """a . (b x c): (b, 3, 3) -> (b,), positive for right-handed cells. Faster than LAPACK's."""
     a, b, c = lattice.unbind(-2)
     return (a * torch.linalg.cross(b, c)).sum(-1)
 
