@@ -61,3 +61,14 @@ def test_atoms_that_merely_resemble_each_other_are_kept() -> None:
     moved = x.replace(frac=wrap(x.frac + torch.tensor([[0.02, 0, 0]] + [[0.0] * 3] * 3, dtype=x.dtype)))
     assert primitive_cells(x)[0].num_atoms.tolist() == [1]
     assert primitive_cells(moved)[0].num_atoms.tolist() == [4]
+
+
+@pytest.mark.parametrize("name", REFERENCE_CRYSTALS)
+def test_what_is_a_repetition_within_symprec_is_one(name: str) -> None:
+    """Cells are sorted out before spglib sees them, but none whose atoms are merely not quite in place."""
+    x = REFERENCE_CRYSTALS[name]()
+    large = supercell(x, (1, 3, 1))
+    torch.manual_seed(0)
+    noise = 0.0005 * torch.randn(len(large.numbers), 3, dtype=x.dtype)  # Angstrom, of 0.01
+    moved = large.replace(frac=wrap(large.frac + noise @ torch.linalg.inv(large.lattice[0])))
+    assert torch.equal(primitive_cells(moved)[0].num_atoms, primitive_cells(x)[0].num_atoms)

@@ -1,8 +1,13 @@
 import torch
 from pymatgen.core import Lattice
 
-from crystalml.geometry.lattice import from_params, gram, log_metric, params
+from crystalml.geometry.lattice import determinant, from_params, gram, log_metric, params
 from crystalml.testing import rand_crystals, random_rotation
+
+
+def test_determinants_are_those_of_linear_algebra_left_handed_or_right() -> None:
+    cells = torch.cat([rand_crystals(0, 20).lattice, -rand_crystals(1, 20).lattice])
+    torch.testing.assert_close(determinant(cells), torch.linalg.det(cells))
 
 
 def test_params_agree_with_pymatgen() -> None:
