@@ -29,7 +29,7 @@ Array = NDArray[Any]
 FEATURES = {
     "score": "log share by chemical likeness",
     "gap": "energy above the lowest proposal's, eV/atom, at most 0.5",
-    "low": "exp(-gap / 0.02 eV/atom)",
+    "low": "exp(-gap / 0.08 eV/atom)",
     "force": "root mean square force, eV/A, at most 2",
     "lost": "1 where the potential had no answer",
     "merged": "1 where one element holds two colours",
@@ -50,7 +50,7 @@ def features(proposals: Sequence[Judged]) -> Array:
     columns = {
         "score": np.array([p["score"] for p in properties]),
         "gap": gap,
-        "low": np.where(known, np.exp(-gap / 0.02), 0.0),
+        "low": np.where(known, np.exp(-gap / 0.08), 0.0),
         "force": np.where(known, np.minimum(force, 2.0), 0.0),
         "lost": np.where(known, 0.0, float(known.any())),
         "merged": np.array([p["derived"] == "merged" for p in properties], float),
