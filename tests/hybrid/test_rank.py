@@ -26,7 +26,7 @@ def test_features_are_what_they_say() -> None:
     column = dict(zip(NAMES, x.T, strict=True))
     np.testing.assert_allclose(column["score"], [-1, -2, -3])
     np.testing.assert_allclose(column["gap"], [0, 0.1, 0], atol=1e-12)
-    np.testing.assert_allclose(column["low"], [1, np.exp(-5), 0])
+    np.testing.assert_allclose(column["low"], [1, np.exp(-1.25), 0])
     np.testing.assert_allclose(column["force"], [0.5, 2, 0])
     np.testing.assert_allclose(column["lost"], [0, 0, 1])
     np.testing.assert_allclose(column["split"], [0, 1, 0])
