@@ -63,7 +63,7 @@ def orientation(frames: Tensor, pairs: Pairs, chiral: bool) -> Tensor:
     chiral=False squares the entries that change sign in a mirror.
     """
     other = pairs.gather(frames)
-    out = (other @ frames[:, None].mT).flatten(2)  # row of j, column of i
+    out = (other.flatten(1, 2) @ frames.mT).view(*other.shape[:2], 9)  # row of j, column of i
     return out if chiral else _even(out, [1, 3, 5, 7])
 
 
