@@ -52,10 +52,10 @@ _GEMSNET: dict[Size, GemsNetConfig] = {
     "paper": GemsNetConfig(),  # GemsDiff, Table 1 and the published code
 }
 _PERIODIC: dict[Size, PeriodicConfig] = {
-    "tiny": PeriodicConfig(16, 1, 2, 4, 8, 8, 6, 5.0),
-    "small": PeriodicConfig(64, 2, 8, 16, 32, 32, 10, 4.5),
-    "base": PeriodicConfig(128, 3, 8, 32, 64, 64, 12, 4.5),
-    "paper": PeriodicConfig(256, 4, 8, 64, 128, 64, 16, 6.0),  # no paper's: the largest, for a GPU
+    "tiny": PeriodicConfig(16, 1, 2, 4, 8, 8, 6, 5.0, scale=6.0),
+    "small": PeriodicConfig(64, 2, 8, 16, 32, 32, 10, 4.5, scale=6.0),
+    "base": PeriodicConfig(128, 3, 8, 32, 64, 64, 12, 4.5, scale=6.0),
+    "paper": PeriodicConfig(256, 4, 8, 64, 128, 64, 16, 6.0, scale=6.0),  # no paper's: the largest, for a GPU
 }
 
 _FRAMENET: dict[Size, FourierFrameNetConfig] = {
