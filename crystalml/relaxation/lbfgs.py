@@ -27,7 +27,7 @@ class Lbfgs:
     """
 
     memory: int = 20
-    max_step: float = 0.2
+    max_step: float = 0.1
     alpha: float = 70.0
     halvings: int = 3
 
