@@ -191,19 +191,19 @@ class StructureGenerator:
             n, strategy, seed, guidance, steps, noise_level, rank_by, distinct, return_trajectory, progress,
             Fixed(space_group, lattice, fixed),
         )  # fmt: skip
-        self._take(SCORES if guidance or noise_level or self.solver in get_args(Method) else DRAWS)
         many = hasattr(composition, "__iter__") and not isinstance(composition, str | Composition | Mapping)
         wanted: list[Any] = list(composition) if many else [composition]  # type: ignore[arg-type]
-        sizes = (formula_units, min_atoms, max_atoms)
-        reader = Reader(self.atlas, self.model.card, wish.known_types, *sizes)
-        answers, paths = self._sample(wanted, wish, reader)
+        answers, paths = self._sample(wanted, wish, (formula_units, min_atoms, max_atoms))
         answer = (answers, paths) if many else (answers[0], paths[0])
         return answer if return_trajectory else answer[0]
 
     def _sample(
-        self, wanted: Sequence[Any], wish: Wish, reader: Reader
+        self, wanted: Sequence[Any], wish: Wish, sizes: tuple[FormulaUnitsLike, int, int | None]
     ) -> tuple[list[Samples], list[list[list[Structure]]]]:
         """The structures of each composition wanted, and the way to each; `report` counts them."""
+        scores = wish.guidance or wish.noise_level or self.solver in get_args(Method)
+        self._take(SCORES if scores else DRAWS)
+        reader = Reader(self.atlas, self.model.card, wish.known_types, *sizes)
         groups = [group for i, item in enumerate(wanted) for group in reader.groups(item, i, wish.n)]
         for group in groups:
             wish.fixed.check(group.drawn)
