@@ -67,8 +67,7 @@ class CSPNet(DenseEncoder):
         self.norm = nn.LayerNorm(config.dim)
 
     def core(self, h: Tensor, inputs: Tensor, mask: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(h.device.type):  # once, not in every layer
-            inputs = inputs.to(torch.get_autocast_dtype(h.device.type))
+        inputs = inputs.to(h.dtype)  # bfloat16 under autocast: once, not in every layer
         for layer in self.layers:
             h = layer(h, inputs, mask)
         return self.norm(h)
