@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crystalml.cli_lab import benchmark
-from crystalml.cli_parts import Device, Seed, Subset, examples, numbers, whole_numbers
+from crystalml.cli_parts import Device, Seed, Subset, examples, two_numbers, whole_numbers
 from crystalml.errors import InputError
 from crystalml.weights import DEFAULT_POTENTIAL
 
@@ -71,9 +71,7 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Judge the samples of any generator; stopped, it goes on where it was."""
-    counts, limits = whole_numbers(shots, "--shots"), numbers(cutoffs, "--cutoffs")
-    if len(limits) != 2:
-        raise InputError(f"--cutoffs {cutoffs!r} are not two numbers such as 0.4,10")
+    counts, limits = whole_numbers(shots, "--shots"), two_numbers(cutoffs, "--cutoffs", "0.4,10")
     from crystalml.evaluation.run import evaluate as run
     from crystalml.metrics.coverage import Cutoffs
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crystalml.cli_lab import benchmark
-from crystalml.cli_parts import Device, Seed, Subset, examples, numbers, whole_numbers
+from crystalml.cli_parts import Device, Seed, Subset, examples, numbers, two_numbers, whole_numbers
 from crystalml.errors import InputError
 
 if TYPE_CHECKING:
@@ -255,12 +255,10 @@ def relax_data(
     from crystalml.datasets.packed import PackedDataset
     from crystalml.relax_data import relax_data as run
 
-    limits = numbers(window, "--window")
-    if len(limits) != 2:
-        raise InputError(f"--window {window!r} is not two numbers such as 0.08,0.5")
+    limits = two_numbers(window, "--window", "0.08,0.5")
     crystals = PackedDataset.load(data).up_to(max_atoms)
     found = run(
-        crystals, model, window=(limits[0], limits[1]), max_steps=max_steps, folder=f"{out}.rows",
+        crystals, model, window=limits, max_steps=max_steps, folder=f"{out}.rows",
         device=device, progress=not quiet,
     )  # fmt: skip
     found.data.save(out)
@@ -297,16 +295,13 @@ def label_data(
 ) -> None:
     """Displace and strain crystals and label them with a calculator: forces to train a potential on."""
     from crystalml.cli_check import factory
+    from crystalml.conformance.subject import factory_of
     from crystalml.datasets.packed import PackedDataset
     from crystalml.label_data import label_data as run
 
-    low_high = [numbers(displacement, "--displacement"), numbers(strain, "--strain")]
-    for name, pair in zip(("--displacement", "--strain"), low_high, strict=True):
-        if len(pair) != 2:
-            raise InputError(f"{name} {pair} is not two numbers, low and high")
-    engine = factory(calculator, kwargs)
-    engine = engine if hasattr(engine, "get_potential_energy") and not isinstance(engine, type) else engine()
-    moves, strains = ((pair[0], pair[1]) for pair in low_high)
+    moves = two_numbers(displacement, "--displacement", "0.004,0.1")
+    strains = two_numbers(strain, "--strain", "0.001,0.03")
+    engine = factory_of(factory(calculator, kwargs))()
     found = run(
         PackedDataset.load(data).up_to(max_atoms), engine, frames=frames, displacement=moves, strain=strains,
         seed=seed, folder=f"{out}.rows", progress=not quiet,

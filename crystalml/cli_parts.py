@@ -28,6 +28,14 @@ def whole_numbers(text: str, option: str) -> list[int]:
     return _listed(text, option, int, "whole numbers")
 
 
+def two_numbers(text: str, option: str, example: str) -> tuple[float, float]:
+    """'0.08,0.5' -> (0.08, 0.5)."""
+    found = numbers(text, option)
+    if len(found) != 2:
+        raise InputError(f"{option} {text!r} is not two numbers such as {example}")
+    return found[0], found[1]
+
+
 def _listed(text: str, option: str, kind: Callable[[str], T], what: str) -> list[T]:
     try:
         return [kind(part) for part in text.split(",")]

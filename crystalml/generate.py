@@ -119,20 +119,22 @@ class StructureGenerator:
         self.energy_model, self.potential = energy_model, potential
         self._atlas, self.ranker, self.solver = atlas, ranker, solver
         self._choice = model
-        self._take(SCORES if solver in get_args(Method) else DRAWS)
+        self._taken: ModelLike | None = None
+        self._take()
         self.max_pairs, self.max_redraws = max_pairs, max_redraws
         self.report = SampleReport()
 
-    def _take(self, name: str) -> None:
-        """Load the network that the user chose, or the one of that name if the choice is left to us."""
-        choice = name if self._choice is None else self._choice
-        if getattr(self, "_taken", None) is choice:
+    def _take(self, scores: bool = False) -> None:
+        """Load the network that the user chose or, left to us, one that can; scores: the call needs them."""
+        ours = SCORES if scores or self.solver in get_args(Method) else DRAWS
+        choice = ours if self._choice is None else self._choice
+        if choice is self._taken:
             return
-        self.model, self._taken = self._load(choice), choice
-        if not self.model.has_noise:
-            name = self.model.card.get("name", "this model")
+        model = self._load(choice)
+        if not model.has_noise:
+            name = model.card.get("name", "this model")
             raise UnsupportedError(f"{name} cannot generate: it has no noise heads. Use 'dao-g'.")
-        self.noise = recipes.noise_for(self.model)
+        self.model, self.noise, self._taken = model, recipes.noise_for(model), choice
 
     @property
     def atlas(self) -> PrototypeAtlas:
@@ -204,8 +206,7 @@ class StructureGenerator:
         self, wanted: Sequence[Any], wish: Wish, sizes: tuple[FormulaUnitsLike, int, int | None]
     ) -> tuple[list[Samples], list[list[list[Structure]]]]:
         """The structures of each composition wanted, and the way to each; `report` counts them."""
-        scores = wish.guidance or wish.noise_level or self.solver in get_args(Method)
-        self._take(SCORES if scores else DRAWS)
+        self._take(scores=bool(wish.guidance or wish.noise_level))
         reader = Reader(self.atlas, self.model.card, wish.known_types, *sizes)
         groups = [group for i, item in enumerate(wanted) for group in reader.groups(item, i, wish.n)]
         for group in groups:

@@ -269,6 +269,12 @@ def load(model: ModelLike, device: torch.device) -> CrystalModel:
     return loaded.to(device).eval()
 
 
+def named(loaded: CrystalModel, given: ModelLike) -> dict[str, str]:
+    """How a result names the model that `load` made of what was given, and its weights."""
+    name = loaded.card.get("name") or ("custom" if loaded is given else str(given))
+    return {"model": name, "weights": fingerprint(loaded)}
+
+
 def _rounded(values: torch.Tensor) -> list[float]:
     """Six decimals: 1e-6 Angstrom, at a third of the size on disk. NaN stays NaN."""
     return [x if math.isnan(x) else round(x, 6) for x in values.flatten().tolist()]

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
-from crystalml.benchmarks.csp import ModelLike, load
+from crystalml.benchmarks.csp import ModelLike, load, named
 from crystalml.benchmarks.report import environment, show, write_json
-from crystalml.benchmarks.store import fingerprint
 from crystalml.benchmarks.targets import choose, structures
 from crystalml.calculators.ase import DaoCalculator
 from crystalml.datasets.crysdb import read_parquet
@@ -60,8 +59,7 @@ def run(
     done = np.isfinite(found).all(1)
     result = {
         "benchmark": "elastic",
-        "model": loaded.card.get("name") or ("custom" if loaded is model else str(model)),
-        "weights": fingerprint(loaded),
+        **named(loaded, model),
         "crystals": len(crystals),
         "failed": int((~done).sum()),
         "stable": _mean(found[done, 2] > 0),

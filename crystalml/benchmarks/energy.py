@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from pymatgen.core.periodic_table import Element
 
-from crystalml.benchmarks.csp import ModelLike, load
+from crystalml.benchmarks.csp import ModelLike, load, named
 from crystalml.benchmarks.report import environment, show, write_json
-from crystalml.benchmarks.store import fingerprint
 from crystalml.benchmarks.targets import choose, read_test
 from crystalml.datasets.arrays import MAX_Z, Arrays, pack
 from crystalml.datasets.crysdb import ENERGY
@@ -57,8 +56,7 @@ def run(
         "benchmark": "energy",
         "test": Path(test).name,
         "label": label,
-        "model": loaded.card.get("name") or ("custom" if loaded is model else str(model)),
-        "weights": fingerprint(loaded),
+        **named(loaded, model),
         "seed": seed,
         **_figures(error),
         "rmse": float(np.sqrt(np.square(error).mean())),

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crystalml.benchmarks.csp import ModelLike, load
+from crystalml.benchmarks.csp import ModelLike, load, named
 from crystalml.benchmarks.report import environment, show, write_json
-from crystalml.benchmarks.store import fingerprint
 from crystalml.benchmarks.targets import choose
 from crystalml.datasets.arrays import Arrays, fractions, pack
 from crystalml.datasets.crysdb import ENERGY, EV_PER_A3, dft_frames, fit_references, frames
@@ -55,8 +54,7 @@ def run(
     result = {
         "benchmark": "forces",
         "frames": "PBE frames" if split == "dft" else f"labelled_{split}",
-        "model": loaded.card.get("name") or ("custom" if loaded is model else str(model)),
-        "weights": fingerprint(loaded),
+        **named(loaded, model),
         "seed": seed,
         **_means(data, found, np.full(len(data), True)),
         "kinds": parts,

@@ -14,9 +14,8 @@ import numpy as np
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from crystalml.benchmarks.csp import ModelLike, load
+from crystalml.benchmarks.csp import ModelLike, load, named
 from crystalml.benchmarks.report import environment, show, write_json
-from crystalml.benchmarks.store import fingerprint
 from crystalml.benchmarks.targets import choose
 from crystalml.calculators.ase import DaoCalculator
 from crystalml.convert import to_structures
@@ -78,8 +77,7 @@ def run(
     minima, _ = _relax(truths, predictor, chosen, "own minima", progress)
     result = {
         "benchmark": "relax",
-        "model": loaded.card.get("name") or ("custom" if loaded is model else str(model)),
-        "weights": fingerprint(loaded),
+        **named(loaded, model),
         "subset": subset or "val",
         "seed": seed,
         "rattle": rattle,

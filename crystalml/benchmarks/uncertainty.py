@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from crystalml.benchmarks.csp import ModelLike, load
+from crystalml.benchmarks.csp import ModelLike, load, named
 from crystalml.benchmarks.report import environment, show, write_json
-from crystalml.benchmarks.store import fingerprint
 from crystalml.benchmarks.targets import read_test
 from crystalml.calibrate import Residuals, fit_error_bar, residuals
 from crystalml.datasets.arrays import pack
@@ -71,8 +70,7 @@ def run(
     result = {
         "benchmark": "uncertainty",
         "data": source.name,
-        "model": loaded.card.get("name") or ("custom" if loaded is model else str(model)),
-        "weights": fingerprint(loaded),
+        **named(loaded, model),
         "seed": seed,
         "fitted_on": int(fitted.sum()) or "the model's own calibration",
         **_measure(found, bar, family, kind, constant),
