@@ -244,6 +244,7 @@ def frechet(
 @benchmark.command(
     epilog=examples(
         "crystalml benchmark generators --test mp_20_test.parquet -n 500",
+        "crystalml benchmark generators --test mp_20_test.parquet --models gemsdiff,prototypes --repeats 3",
         "crystalml benchmark generators --test mp.parquet --benchmark mp_20_val --models mine.safetensors",
     )
 )
@@ -255,6 +256,7 @@ def generators(
     subset: Subset = None,
     n: Annotated[int | None, typer.Option("--n", "-n", min=4, help="Compositions [default: all].")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Of the sampler [default: each its own].")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Seeds, from --seed on, to draw samples by.")] = 1,
     energy_model: Annotated[str, typer.Option(help="Of the energies.")] = DEFAULT_POTENTIAL,
     embedder: EmbedderName = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes for matching and symmetry.")] = 1,
@@ -273,6 +275,7 @@ def generators(
         benchmark=subset,
         n=n,
         seed=seed,
+        repeats=repeats,
         steps=steps,
         energy_model=energy_model,
         embedder=_embedder(embedder),

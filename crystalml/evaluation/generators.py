@@ -62,6 +62,7 @@ def run(
     benchmark: str | None = None,
     n: int | None = None,
     seed: int = 0,
+    repeats: int = 1,
     steps: int | None = None,
     energy_model: str = DEFAULT_POTENTIAL,
     embedder: Any = None,
@@ -74,33 +75,42 @@ def run(
 
     generators: shipped names, paths or hf:// addresses of diffusion models, sampled by the published sampler
     of each (steps: see `sample.solvers`), and "prototypes", the substitution baseline. n targets are chosen
-    by the seed, None takes all. energy_model, embedder: see `evaluate`. Each generator has a folder in `out`
-    with its samples, table and report; stopped, the same call goes on, and a larger n draws what is missing.
-    Writes `out`/result.json and returns it. Raises InputError where a name is given twice.
+    by the seed, None takes all; networks are sampled by as many seeds as `repeats`, this one and those after
+    it, and figures are then means with standard deviations. energy_model, embedder: see `evaluate`. Each
+    generator has a folder in `out` with its samples, table and report, further repeats one in it; stopped,
+    the same call goes on, and a larger n or more repeats draw what is missing. Writes `out`/result.json and
+    returns it. Raises InputError where a name is given twice.
     """
     if not generators or len(set(generators)) < len(generators):
         raise InputError(f"give each generator once, not {', '.join(generators) or 'none'}")
+    if repeats < 1:
+        raise InputError(f"repeats must be at least 1, not {repeats}")
     where, folder = pick_device(device), Path(out)
     chosen = load_embedder(embedder, str(where))  # before hours of sampling
     targets = choose(read_test(test, benchmark), n, seed)
-    about = {"test": Path(test).name, "rows": benchmark or "all", "seed": seed}
+    about = {"test": Path(test).name, "rows": benchmark or "all"}
     rows = []
     for name in generators:
-        own = folder / name.strip("/").replace("/", "_")
-        if name == PROTOTYPES:
-            drawn = _substituted(targets, progress)
-        else:
-            job = csp.prepare(name, None, where, ("pc", steps, "code"), 0.0)
-            drawn = _diffused(targets, job, about, own, progress)
-        verdict = evaluate(
-            drawn.samples, targets, metrics=GROUPS, out=folder, shots=(1,), energy_model=energy_model,
-            embedder=chosen, processes=processes, seed=seed, device=device, progress=progress,
-        )  # fmt: skip
-        verdict.save(own)
-        rows.append(_row(name, drawn, verdict))
+        own, found = folder / name.strip("/").replace("/", "_"), []
+        for repeat in range(1 if name == PROTOTYPES else repeats):
+            own = own if repeat == 0 else folder / own.name / f"repeat-{repeat}"
+            if name == PROTOTYPES:
+                drawn = _substituted(targets, progress)
+            else:
+                job = csp.prepare(name, None, where, ("pc", steps, "code"), 0.0)
+                drawn = _diffused(targets, job, {**about, "seed": seed + repeat}, own, progress)
+            verdict = evaluate(
+                drawn.samples, targets, metrics=GROUPS, out=folder, shots=(1,), energy_model=energy_model,
+                embedder=chosen, processes=processes, seed=seed, device=device, progress=progress,
+            )  # fmt: skip
+            verdict.save(own)
+            found.append((drawn, verdict))
+        rows.append(_row(name, found))
     result = {
         "benchmark": "generators",
         **about,
+        "seed": seed,
+        "repeats": repeats,
         "targets": len(targets),
         "energy_model": rows[0]["energy_model"],
         "embedder": chosen.name,
@@ -150,37 +160,46 @@ def _as_atoms(target: str, numbers: Array, lattice: Array, frac: Array) -> Atoms
     return Atoms(numbers.astype(int), cell=lattice, scaled_positions=frac, pbc=True, info={"target": target})
 
 
-def _row(name: str, drawn: Drawn, verdict: Evaluation) -> dict[str, Any]:
+def _row(name: str, found: Sequence[tuple[Drawn, Evaluation]]) -> dict[str, Any]:
+    """The figures of the first repeat with their intervals, and all repeats' with mean and deviation."""
+    drawn, verdict = found[0]
     figures = {key: plain_data(asdict(verdict.metrics[key])) for key in FIGURES if key in verdict.metrics}
+    values = {key: [other.metrics[key].value for _, other in found] for key in figures}
+    seconds = sum(other.seconds for other, _ in found)
     return {
         "generator": name,
         **drawn.settings,
-        "sampling_seconds": drawn.seconds,
-        "structures_per_second": len(drawn.samples) / drawn.seconds,
+        "sampling_seconds": seconds,
+        "structures_per_second": len(found) * len(drawn.samples) / seconds,
         "energy_model": verdict.settings["energy_model"],
-        "unreadable": verdict.settings["samples"] - verdict.settings["readable"],
+        "unreadable": [v.settings["samples"] - v.settings["readable"] for _, v in found],
         "figures": figures,
+        "repeats": plain_data(values),
+        "mean": plain_data({key: float(np.mean(v)) for key, v in values.items()}),
+        "deviation": plain_data({key: float(np.std(v, ddof=1)) for key, v in values.items() if len(v) > 1}),
     }
 
 
 def _print(result: dict[str, Any]) -> None:
-    def cell(figure: dict[str, Any] | None) -> str:
-        if figure is None or figure["value"] is None:
+    def cell(row: dict[str, Any], key: str) -> str:
+        figure = row["figures"].get(key)
+        if figure is None or row["mean"][key] is None:
             return "-"
         metric = Metric(**figure)
+        if key in row["deviation"]:
+            return f"{metric.text(row['mean'][key])} ± {metric.text(row['deviation'][key])}"
         interval = metric.range_text().replace(" ", "")
         return f"{metric.text()} ({interval})" if interval else metric.text()
 
-    rows = [
-        (label, *(cell(row["figures"].get(key)) for row in result["rows"])) for key, label in FIGURES.items()
-    ]
+    rows = [(label, *(cell(row, key) for row in result["rows"])) for key, label in FIGURES.items()]
     rows += [
         (key.replace("_", " "), *(f"{row[key]:.4g}" for row in result["rows"]))
         for key in ("evaluations", "sampling_seconds", "structures_per_second")
     ]
     floors = ", ".join(f"{FIGURES[key]} {value:.3g}" for key, value in result["floors"].items())
+    spread = f"{result['repeats']} seeds, ± standard deviation; one seed: 95 % intervals"
     show(
-        f"one sample for each of {result['targets']:,} compositions of {result['test']} (95 % intervals)",
+        f"one sample for each of {result['targets']:,} compositions of {result['test']} ({spread})",
         ["", *(row["generator"] for row in result["rows"])],
         rows,
         f"energies by {result['energy_model']}, features of {result['embedder']}; "

@@ -58,7 +58,7 @@ def test_substitution_finds_the_salts(compare, tmp_path) -> None:
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == json.loads(json.dumps(result))
     row = result["rows"][0]
     assert row["figures"]["match_rate_1"]["value"] == 1 and row["figures"]["rmse_1"]["value"] < 1e-3
-    assert row["figures"]["valid_structure"]["value"] == 1 and row["unreadable"] == 0
+    assert row["figures"]["valid_structure"]["value"] == 1 and row["unreadable"] == [0]
     assert row["structures_per_second"] == pytest.approx(5 / row["sampling_seconds"])
     assert (tmp_path / "out" / "prototypes" / "report.html").exists()
 
@@ -94,9 +94,32 @@ def test_networks_are_sampled_once(compare, monkeypatch, tiny_model, tmp_path) -
     again = compare(str(path), "prototypes", steps=2, seed=3)
     row = first["rows"][0]
     assert again["rows"][0] == row
-    assert row["unreadable"] == 1 and row["figures"]["valid_structure"]["value"] == 4 / 5
+    assert row["unreadable"] == [1] and row["figures"]["valid_structure"]["value"] == 4 / 5
     assert row["sampling_seconds"] == 2.5 and row["evaluations"] == 4
     assert row["figures"]["match_rate_1"]["value"] < again["rows"][1]["figures"]["match_rate_1"]["value"]
+
+
+def test_repeats_are_further_seeds(compare, monkeypatch, tiny_model, tmp_path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_model(tiny_model(), path, {})
+
+    def spread(targets, missing, job, seed, budget, store, progress):
+        """Salt-like cells; the larger the seed, the more of them are not a number."""
+        drawn = []
+        for k, (i, shot) in enumerate(missing):
+            cell = np.eye(3) * (np.nan if k < seed - 3 else 4.0)
+            drawn.append(csp.Sample(targets.ids[i], shot, 0.5, cell.ravel().tolist(), [0.0] * 3 + [0.5] * 3))
+        store.append(drawn)
+        return drawn
+
+    monkeypatch.setattr(csp, "_draw", spread)
+    result = compare(str(path), "prototypes", steps=2, seed=3, repeats=3)
+    row, plain = result["rows"]
+    assert row["repeats"]["valid_structure"] == [1.0, 0.8, 0.6] and row["unreadable"] == [0, 1, 2]
+    assert row["mean"]["valid_structure"] == pytest.approx(0.8)
+    assert row["deviation"]["valid_structure"] == pytest.approx(0.2)
+    assert row["sampling_seconds"] == 7.5 and row["structures_per_second"] == 2
+    assert len(plain["repeats"]["valid_structure"]) == 1 and plain["deviation"] == {}
 
 
 def test_names_are_given_once(compare) -> None:
