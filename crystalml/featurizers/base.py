@@ -33,6 +33,10 @@ class BatchFeaturizer(TransformerMixin, BaseEstimator, ABC):
     def _check(self, entry: Any) -> Any:
         """The entry as `_compute` wants it; a CrystalMLError says what is wrong with it."""
 
+    def _check_all(self, entries: Sequence[Any]) -> list[Any]:
+        """All entries as `_compute` wants them, or a CrystalMLError if any is wrong."""
+        return [self._check(entry) for entry in entries]
+
     @abstractmethod
     def _compute(self, checked: list[Any], report: Callable[[int], None]) -> Array:
         """(m, d) features; report(k) after every k entries."""
@@ -71,14 +75,11 @@ class BatchFeaturizer(TransformerMixin, BaseEstimator, ABC):
 
         if return_errors and not ignore_errors:
             raise InputError("return_errors needs ignore_errors=True")
-        checked, errors = [], {}
-        for k, entry in enumerate(entries):
-            try:
-                checked.append((k, self._check(entry)))
-            except CrystalMLError as error:
-                if not ignore_errors:
-                    raise type(error)(f"entry {k}: {error}") from error
-                errors[k] = str(error)
+        errors: dict[int, str] = {}
+        try:
+            checked = list(enumerate(self._check_all(entries)))
+        except CrystalMLError:  # which one, and what of the others?
+            checked, errors = self._check_each(entries, ignore_errors)
         rows = np.full((len(entries), len(self.feature_labels())), np.nan)
         if checked:
             with ProgressBar(self.progress if pbar is None else pbar, type(self).__name__) as bar:
@@ -88,6 +89,21 @@ class BatchFeaturizer(TransformerMixin, BaseEstimator, ABC):
         if return_errors:
             return [[*row.tolist(), errors.get(k, np.nan)] for k, row in enumerate(rows)]
         return rows
+
+    def _check_each(
+        self, entries: Sequence[Any], ignore_errors: bool
+    ) -> tuple[list[tuple[int, Any]], dict[int, str]]:
+        """(place, entry) of the good ones, and by place what is wrong with the others."""
+        checked: list[tuple[int, Any]] = []
+        errors: dict[int, str] = {}
+        for k, entry in enumerate(entries):
+            try:
+                checked.append((k, self._check(entry)))
+            except CrystalMLError as error:
+                if not ignore_errors:
+                    raise type(error)(f"entry {k}: {error}") from error
+                errors[k] = str(error)
+        return checked, errors
 
     def featurize_dataframe(
         self,

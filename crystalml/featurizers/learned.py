@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -78,11 +78,21 @@ class _Learned(BatchFeaturizer):
     def citations(self) -> list[str]:
         return [self._bibtex]
 
+    def _known(self) -> set[int] | None:
+        """The elements the model knows, None for all."""
+        return {atomic_number(name) for name in self._loaded().card.get("elements") or ()} or None
+
+    def _check_all(self, entries: Sequence[Any]) -> list[Any]:
+        """One conversion for all: entry by entry it costs five times as much."""
+        if self.per != "structure" or any(isinstance(entry, CrystalBatch) for entry in entries):
+            return super()._check_all(entries)
+        x = to_batch(list(entries), dtype=torch.float64, known=self._known())
+        return [(one, None) for one in x.split()]
+
     def _check(self, entry: Any) -> tuple[CrystalBatch, int | None]:
         if self.per not in ("structure", "site"):
             raise InputError(f"per={self.per!r} must be 'structure' or 'site'")
-        names = self._loaded().card.get("elements") or ()
-        known = {atomic_number(name) for name in names} or None
+        known = self._known()
         if self.per == "structure":
             return to_batch([entry], dtype=torch.float64, known=known), None
         if not (
