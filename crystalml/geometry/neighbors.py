@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,6 +71,17 @@ def neighbor_topology(batch: CrystalBatch, cutoff: float) -> Topology:
     return Topology(i, j, shift + (cell[i] - cell[j]).long())
 
 
+def select_topology(edges: Topology, batch: CrystalBatch, which: Tensor) -> Topology:
+    """The pairs of batch[which], which (k,) numbers of crystals, out of those of the batch."""
+    pairs = torch.bincount(batch.index[edges.i], minlength=len(batch))
+    count, atoms = pairs[which], batch.num_atoms[which]
+    first = (pairs.cumsum(0) - pairs)[which] - (count.cumsum(0) - count)
+    chosen = first.repeat_interleave(count)
+    chosen = chosen + torch.arange(len(chosen), device=chosen.device)
+    moved = ((atoms.cumsum(0) - atoms) - batch.offsets[which]).repeat_interleave(count)
+    return Topology(edges.i[chosen] + moved, edges.j[chosen] + moved, edges.shift[chosen])
+
+
 def nearest_neighbors(batch: CrystalBatch, count: int) -> tuple[Neighbors, Tensor]:
     """The pairs of each atom with its `count` nearest, and (n,) the distance of the next, in Angstrom.
 
@@ -99,16 +111,18 @@ def _search(batch: CrystalBatch, home: Tensor, cutoff: float) -> tuple[Tensor, T
     import vesin
 
     search = vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=1)
-    lattice, pbc = batch.lattice.detach().double().cpu(), batch.pbc.cpu()
-    points = _positions(home.double().cpu(), lattice, batch.num_atoms.cpu())
-    found, start = [], 0
-    for box, periodic, x in zip(lattice.numpy(), pbc.numpy(), points, strict=True):
-        i, j, shift = search.compute(points=x.numpy(), box=box, periodic=periodic, quantities="ijS")
-        pairs = [torch.from_numpy(k.astype("int64")) for k in (i, j, shift)]
-        found.append((pairs[0] + start, pairs[1] + start, pairs[2]))
-        start += len(x)
-    i, j, shift = (torch.cat(part).to(batch.device) for part in zip(*found, strict=True))
-    return i, j, shift
+    lattice, pbc, counts = batch.lattice.detach().double().cpu(), batch.pbc.cpu(), batch.num_atoms.cpu()
+    points = [x.numpy() for x in _positions(home.double().cpu(), lattice, counts)]
+    found = [
+        search.compute(points=x, box=box, periodic=periodic, quantities="PS")
+        for x, box, periodic in zip(points, lattice.numpy(), pbc.numpy(), strict=True)
+    ]
+    pairs, shift = (
+        torch.from_numpy(np.concatenate(part).astype(np.int64)) for part in zip(*found, strict=True)
+    )
+    before = (counts.cumsum(0) - counts).repeat_interleave(torch.tensor([len(p) for p, _ in found]))
+    i, j = (torch.from_numpy(pairs).T + before).to(batch.device)
+    return i, j, torch.from_numpy(shift).to(batch.device)
 
 
 def min_distances(batch: CrystalBatch) -> Tensor:
@@ -184,7 +198,8 @@ def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
 
 def _positions(frac: Tensor, lattice: Tensor, counts: Tensor) -> list[Tensor]:
     """Cartesian positions, one (n_k, 3) tensor a crystal."""
-    return [f @ box for f, box in zip(frac.split(counts.tolist()), lattice, strict=True)]
+    cart = (frac[:, None] @ lattice.repeat_interleave(counts, 0))[:, 0]
+    return list(cart.split(counts.tolist()))
 
 
 def _check(batch: CrystalBatch, cutoff: float) -> None:

@@ -69,7 +69,10 @@ class FourierFrameNetConfig:
 
 @dataclass(frozen=True)
 class Table:
-    """The pairs of a layer: partners, weight (n, K), direction (n, K, 3), features (n, K, edge_dim)."""
+    """The pairs of a layer: partners, weight (n, 1, K), direction (n, 3, K), features (n, K, edge_dim).
+
+    Partners come last where vectors of a few heads or directions would: long rows are what processors like.
+    """
 
     pairs: Pairs
     weight: Tensor
@@ -137,11 +140,13 @@ class FourierFrameNet(nn.Module):
     def cutoff(self) -> float:
         return self.config.cutoff
 
-    def forward(self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | None = None) -> Features:
+    def forward(
+        self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | Topology | None = None
+    ) -> Features:
         """edges: neighbours within the cutoff, found if not given."""
         c = self.config
         periodic = c.frame == "periodic"
-        found: Neighbors | Topology | None = edges
+        found = edges
         if found is None:
             free = torch.zeros_like(x.pbc)
             found = neighbor_topology(x if periodic else x.replace(labels={"pbc": free}), c.cutoff)
@@ -180,15 +185,15 @@ class FourierFrameNet(nn.Module):
         weight = cosine_cutoff(near.distance, c.cutoff)
         radial = gaussians(near.distance, c.basis, c.cutoff) * weight[..., None]
         even = torch.cat([orientation(frames, near, c.chiral), radial], -1)
-        unit = near.vector / near.distance[..., None]
-        table = Table(near, weight, unit, self.near(h, near, even, None, c.chiral))
+        unit = (near.vector / near.distance[..., None]).mT.contiguous()
+        table = Table(near, weight[:, None], unit, self.near(h, near, even, None, c.chiral))
         for block in self.blocks:
             s, v = block(s, v, frames, table)
         if cell is not None and real is not None and angle is not None and lattice is not None:
             given = lattice[:, None].expand(-1, angle.shape[1], -1)
             even = torch.cat([orientation(frames, cell, c.chiral), given, angle.cos()], -1)
-            unit = cell.vector / (1 + cell.distance.square())[..., None].sqrt()
-            table = Table(cell, real, unit, self.all(h, cell, even, angle.sin(), c.chiral))
+            unit = (cell.vector / (1 + cell.distance.square())[..., None].sqrt()).mT.contiguous()
+            table = Table(cell, real[:, None], unit, self.all(h, cell, even, angle.sin(), c.chiral))
             for block in self.inter:
                 s, v = block(s, v, frames, table)
         seen = torch.cat([local(bounded(v), frames, c.chiral), bounded(v).square().sum(1)], -1)
@@ -265,48 +270,57 @@ class Block(nn.Module):
 
     def receive(self, h: Tensor, v: Tensor, frames: Tensor, table: Table) -> tuple[Tensor, ...]:
         """sum A^ss f W s_j (n, m), sums of A^sv v_j and A^vv v_j (n, 3, c), A^vs f W s_j u_ij (n, 3, m)."""
-        m, c = self.scalar.out_features // 3, v.shape[-1]
+        heads, c = self.heads, v.shape[-1]
         query_s, key_s, value = self.scalar(h).chunk(3, -1)
         query_v, key_v = self.vector(self.proj(v, frames)).chunk(2, -1)
-        sent = table.pairs.gather(torch.cat([key_s, key_v, value, v.mT.flatten(1)], -1))
-        key, value, vector = sent.split((2 * m, m, 3 * c), -1)
-        ss, sv, vs, vv = self.weights(torch.stack([query_s, query_v], 1), key, table).unbind(2)
-        if self.paper:
-            sv = vs
+        query = torch.stack([query_s, query_v], 1)
+        of_s, of_v, sign = self.of_pairs(table.features)
+        on_s, norm_s = self.weights(query, table.pairs.gather(key_s), of_s, table.weight)
+        on_v, norm_v = self.weights(query, table.pairs.gather(key_v), of_v, table.weight)
+        value, vector = table.pairs.gather(value), table.pairs.gather(v.mT.flatten(1))
+        if sign is None:
+            on_v, norm_v = torch.cat([on_s[:, heads:], on_v[:, heads:]], 1), norm_s
         else:
-            value = self.filter(table.features) * value
-            plain, other = self.sign(table.features).chunk(2, -1)
-            sv, vv = sv * plain, vv * other
-        aimed = (vs[..., None, :] * table.unit.to(vs.dtype)[..., None]).flatten(2)
-        moments = own_heads(torch.cat([ss, aimed], -1), value, self.heads)
-        vectors = own_heads(torch.cat([sv, vv], -1), vector, self.heads).unflatten(-1, (c, 3))
+            value, on_v = self.filter(table.features) * value, on_v * sign
+        aimed = (on_s[:, None, heads:] * table.unit.to(on_s.dtype)[:, :, None]).flatten(1, 2)
+        moments = own_heads(torch.cat([on_s[:, :heads], aimed], 1), value, norm_s[:, [0, 1, 1, 1]])
+        vectors = own_heads(on_v, vector, norm_v).unflatten(-1, (c, 3))
         carried, passed = vectors.mT.unbind(1)
         return moments[:, 0], carried, passed, moments[:, 1:]
 
-    def weights(self, query: Tensor, key: Tensor, table: Table) -> Tensor:
-        """(n, K, 4, heads) attention of query (n, 2, m) to key (n, K, 2 m)."""
+    def of_pairs(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What pairs add to the logits of [ss, vs] and [sv, vv], and signs of [sv, vv]: (n, 2 heads, K)."""
+        both = (self.bias.weight, self.bias.bias)
+        w, b = (x.unflatten(0, (2, 2, -1)).transpose(0, 1).flatten(0, 2) for x in both)
+        if not self.paper:
+            w, b = torch.cat([w / _CAP, self.sign.weight]), torch.cat([b / _CAP, self.sign.bias])
+        found = torch.baddbmm(b[:, None], w.expand(len(features), -1, -1), features.mT)
+        on_s, on_v, *sign = found.split(2 * self.heads, 1)
+        return on_s, on_v, sign[0] if sign else None
+
+    def weights(self, query: Tensor, key: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, 2 heads, K) attention of query (n, 2, m) to key (n, K, m), and (n, 2, heads) its divisor."""
         m = query.shape[-1]
-        spread = (query[..., None] * (m // self.heads) ** -0.5) * self.share.mT  # (n, 2, m, heads)
-        on_s, on_v = (k @ spread.movedim(1, 2).flatten(2) for k in key.split(m, -1))
-        logits = torch.stack([on_s.unflatten(-1, (2, -1)), on_v.unflatten(-1, (2, -1))], -2)
-        logits = logits.flatten(2, 3) + self.bias(table.features).unflatten(-1, (4, -1))
-        real = table.weight[..., None, None]
+        scale = (m // self.heads) ** -0.5 / (1 if self.paper else _CAP)
+        spread = (query[:, :, None] * (scale * self.share)).flatten(1, 2)  # each head asks its own channels
+        logits = torch.baddbmm(bias, spread, key.mT)
         if self.paper:
-            return (
-                masked_softmax(logits.movedim(1, -1), (real > 0).movedim(1, -1)).movedim(-1, 1).to(key.dtype)
-            )
-        raw = real * torch.exp(_CAP * torch.tanh(logits / _CAP))
-        total = raw.sum(1, keepdim=True)
+            a = masked_softmax(logits, weight > 0).to(key.dtype)
+            return a, a.new_ones(len(a), 2, self.heads)
+        raw = weight * torch.exp(_CAP * torch.tanh(logits))
+        total = raw.sum(-1).unflatten(1, (2, -1))
         if self.saturation is None:
-            return raw / total.clamp(min=1e-9)
-        return raw / (1 + torch.exp(-self.saturation) * total)
+            return raw, total.clamp(min=1e-9)
+        return raw, 1 + torch.exp(-self.saturation) * total
 
 
-def own_heads(weight: Tensor, value: Tensor, heads: int) -> Tensor:
-    """sum_j weight_jh value_j, where each head keeps its own share of the channels.
+def own_heads(weight: Tensor, value: Tensor, norm: Tensor) -> Tensor:
+    """sum_j weight_jh value_j / norm_h, where each head keeps its own share of the channels.
 
-    weight (n, K, r heads), value (n, K, c) -> (n, r, c). All heads times all channels in one product are
-    cheaper than tensors of (n, K, r, c).
+    weight (n, r heads, K), value (n, K, c), norm (n, r, heads) -> (n, r, c). All heads times all channels in
+    one product are cheaper than tensors of (n, K, r, c).
     """
-    all_heads = (weight.mT @ value).unflatten(1, (-1, heads)).unflatten(-1, (heads, -1))
-    return all_heads.diagonal(dim1=2, dim2=3).movedim(-1, -2).flatten(-2)
+    heads = norm.shape[-1]
+    all_heads = (weight @ value).unflatten(1, (-1, heads)).unflatten(-1, (heads, -1))
+    own = all_heads.diagonal(dim1=2, dim2=3).movedim(-1, -2)  # (n, r, heads, c / heads)
+    return (own / norm[..., None]).flatten(-2)

@@ -25,7 +25,8 @@ def gaussians(r: Tensor, count: int, cutoff: float) -> Tensor:
     """exp(-gamma (r - s_m)^2), centres s_m evenly on [0, c], gamma = 1 / spacing^2: (...,) -> (..., count)
     (NeuralCrystal, Eq. 2)."""
     centres = torch.arange(count, dtype=r.dtype, device=r.device)  # in spacings
-    return torch.exp(-((r * ((count - 1) / cutoff))[..., None] - centres).square())
+    far = ((r * ((count - 1) / cutoff))[..., None] - centres).square()
+    return torch.exp(-far.clamp(max=80.0))  # numbers below 1e-38 would cost ten times as much
 
 
 def periodic_frames(pairs: Pairs, cutoff: float) -> Tensor:

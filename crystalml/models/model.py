@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crystalml.crystal import CrystalBatch, Tangent
 from crystalml.errors import ArchitectureError, UnsupportedError
-from crystalml.geometry.neighbors import Neighbors
+from crystalml.geometry.neighbors import Neighbors, Topology
 from crystalml.models.averaged import Averaged, AveragedConfig
 from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.cspnet import CSPNetConfig
@@ -165,7 +165,9 @@ class CrystalModel(nn.Module):
         """Whether the energy is a sum over atoms with a finite view: any size, any cell, slabs, molecules."""
         return self.has_energy and isinstance(self.config.encoder, PeriodicConfig)
 
-    def forward(self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | None = None) -> Outputs:
+    def forward(
+        self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | Topology | None = None
+    ) -> Outputs:
         """t: (b,) integer noise levels, 0 = clean (the default). edges: neighbours, if known."""
         time = x.num_atoms.new_zeros(len(x)) if t is None else t
         features = self.encoder(x, time) if edges is None else self.encoder(x, time, edges)

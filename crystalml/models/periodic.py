@@ -10,7 +10,7 @@ from torch.nn.functional import linear, silu
 
 from crystalml.crystal import CrystalBatch
 from crystalml.elements import element_features
-from crystalml.geometry.neighbors import Neighbors, neighbor_topology
+from crystalml.geometry.neighbors import Neighbors, Topology, neighbor_topology
 from crystalml.models.encoder import Features
 from crystalml.models.layers import MLP
 from crystalml.models.pairs import Pairs, bessel, envelope, soft_floor, tabulate
@@ -98,7 +98,9 @@ class PeriodicCrysformer(nn.Module):
     def dim(self) -> int:
         return self.config.dim
 
-    def forward(self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | None = None) -> Features:
+    def forward(
+        self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | Topology | None = None
+    ) -> Features:
         """t is not read: there is one energy, that of the crystal as it stands. edges: found if not given."""
         found = neighbor_topology(x, self.config.cutoff) if edges is None else edges
         pairs = tabulate(x, found, 2 * self.config.cutoff)

@@ -15,6 +15,8 @@ from crystalml.geometry.neighbors import (
     minkowski_reduce,
     nearest_neighbors,
     neighbor_list,
+    neighbor_topology,
+    select_topology,
 )
 from crystalml.testing import rand_crystals
 
@@ -81,6 +83,14 @@ def test_list_of_a_batch_is_the_lists_of_its_crystals() -> None:
     parts = [neighbor_list(x, 3.0) for x in batch.split()]
     torch.testing.assert_close(whole.distance, torch.cat([part.distance for part in parts]))
     assert torch.equal(whole.j, torch.cat([p.j + o for p, o in zip(parts, batch.offsets, strict=True)]))
+
+
+def test_pairs_of_chosen_crystals_are_those_found_in_them() -> None:
+    batch = crystals(3, [2, 5, 1, 3])
+    which = torch.tensor([3, 0, 2])
+    found = select_topology(neighbor_topology(batch, 4.0), batch, which)
+    for ours, theirs in zip(found, neighbor_topology(batch[which], 4.0), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_unwrapped_coordinates_give_the_same_distances() -> None:
