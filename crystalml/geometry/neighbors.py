@@ -117,9 +117,7 @@ def _search(batch: CrystalBatch, home: Tensor, cutoff: float) -> tuple[Tensor, T
         search.compute(points=x, box=box, periodic=periodic, quantities="PS")
         for x, box, periodic in zip(points, lattice.numpy(), pbc.numpy(), strict=True)
     ]
-    pairs, shift = (
-        torch.from_numpy(np.concatenate(part).astype(np.int64)) for part in zip(*found, strict=True)
-    )
+    pairs, shift = (np.concatenate(part).astype(np.int64) for part in zip(*found, strict=True))
     before = (counts.cumsum(0) - counts).repeat_interleave(torch.tensor([len(p) for p, _ in found]))
     i, j = (torch.from_numpy(pairs).T + before).to(batch.device)
     return i, j, torch.from_numpy(shift).to(batch.device)
