@@ -65,7 +65,7 @@ _FRAMENET: dict[Size, FourierFrameNetConfig] = {
     "paper": FourierFrameNetConfig(),  # S as printed, the rest is not given
 }
 
-_GEMS_PAPER = partial(CrystalNoise.gemsdiff, last=2e-3, posterior="code")  # Table 1; the code's steps
+_GEMS_PAPER = partial(CrystalNoise.gemsdiff, last=2e-3, reach=1.0)  # Table 1; the code's steps
 _NOISES: dict[str, Callable[[], CrystalNoise]] = {
     "diffcsp": CrystalNoise.diffcsp,
     "gemsdiff": CrystalNoise.gemsdiff,
@@ -132,7 +132,7 @@ def gemsdiff(size: Size = "small", lattice_mode: Literal["diffuse", "predict"] =
     if size == "paper":
         return Recipe(name, model, noise, Reconstruction(noise, "params"))
     # Above half of T atoms are anywhere and there is little to learn; structures are decided around 0.3 T.
-    return Recipe(name, model, noise, Reconstruction(noise, focus=(-0.9, 0.9)))
+    return Recipe(name, model, noise, Reconstruction(noise, exchange=True, focus=(-0.9, 0.9)))
 
 
 FORMATION_ENERGY = EnergyScale(mean=-4.5, std=1.0)

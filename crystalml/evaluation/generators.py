@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,46 +82,51 @@ def run(
     the same call goes on, and a larger n or more repeats draw what is missing. Writes `out`/result.json and
     returns it. Raises InputError where a name is given twice.
     """
-    if not generators or len(set(generators)) < len(generators):
-        raise InputError(f"give each generator once, not {', '.join(generators) or 'none'}")
-    if repeats < 1:
-        raise InputError(f"repeats must be at least 1, not {repeats}")
+    _check(generators, repeats)
     where, folder = pick_device(device), Path(out)
     chosen = load_embedder(embedder, str(where))  # before hours of sampling
     targets = choose(read_test(test, benchmark), n, seed)
     about = {"test": Path(test).name, "rows": benchmark or "all"}
+    judge = partial(
+        evaluate, reference=targets, metrics=GROUPS, out=folder, shots=(1,), energy_model=energy_model,
+        embedder=chosen, processes=processes, seed=seed, device=device, progress=progress,
+    )  # fmt: skip
     rows = []
     for name in generators:
-        own, found = folder / name.strip("/").replace("/", "_"), []
+        found = []
         for repeat in range(1 if name == PROTOTYPES else repeats):
-            own = own if repeat == 0 else folder / own.name / f"repeat-{repeat}"
+            own = folder / name.strip("/").replace("/", "_") / (f"repeat-{repeat}" if repeat else "")
             if name == PROTOTYPES:
                 drawn = _substituted(targets, progress)
             else:
                 job = csp.prepare(name, None, where, ("pc", steps, "code"), 0.0)
                 drawn = _diffused(targets, job, {**about, "seed": seed + repeat}, own, progress)
-            verdict = evaluate(
-                drawn.samples, targets, metrics=GROUPS, out=folder, shots=(1,), energy_model=energy_model,
-                embedder=chosen, processes=processes, seed=seed, device=device, progress=progress,
-            )  # fmt: skip
+            verdict = judge(drawn.samples)
             verdict.save(own)
             found.append((drawn, verdict))
         rows.append(_row(name, found))
     result = {
         "benchmark": "generators",
-        **about,
-        "seed": seed,
-        "repeats": repeats,
-        "targets": len(targets),
-        "energy_model": rows[0]["energy_model"],
+        **{**about, "seed": seed, "repeats": repeats, "targets": len(targets)},
         "embedder": chosen.name,
-        "floors": {key: row["floor"] for key, row in rows[0]["figures"].items() if row["floor"] is not None},
-        "rows": rows,
+        **_shared(rows),
         "environment": environment(where),
     }
     write_json(folder / "result.json", result)
     _print(result)
     return result
+
+
+def _check(generators: Sequence[str], repeats: int) -> None:
+    if not generators or len(set(generators)) < len(generators):
+        raise InputError(f"give each generator once, not {', '.join(generators) or 'none'}")
+    if repeats < 1:
+        raise InputError(f"repeats must be at least 1, not {repeats}")
+
+
+def _shared(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    floors = {key: row["floor"] for key, row in rows[0]["figures"].items() if row["floor"] is not None}
+    return {"energy_model": rows[0]["energy_model"], "floors": floors, "rows": rows}
 
 
 def _diffused(targets: Arrays, job: csp.Job, about: dict[str, Any], out: Path, progress: bool) -> Drawn:

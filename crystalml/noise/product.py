@@ -67,17 +67,19 @@ class CrystalNoise:
         num_steps: int = 100,
         last: float = 6e-3,
         posterior: Literal["exact", "code"] = "code",
+        reach: float = 1.3,
         lattice_mode: Literal["diffuse", "predict"] = "diffuse",
         dof: Literal[6, 9] = 6,
     ) -> CrystalNoise:
         """Lie-algebra lattice and torus of GemsDiff, whose mean displacement is always removed.
 
-        last: beta_T of the coordinates, 2e-3 in the paper's Table 1. posterior: see `TorusDDPM`; that of the
-        published code matches more crystals (docs/gemsdiff.md). lattice_mode="predict": no diffusion of the
-        lattice, see `PredictedCell`. dof 9 noises the orientation too, as in the paper.
+        last: beta_T of the coordinates, 2e-3 in the paper's Table 1. posterior, reach: see `TorusDDPM`; steps
+        of the published code, a little longer, match most crystals (docs/gemsdiff.md).
+        lattice_mode="predict": no diffusion of the lattice, see `PredictedCell`. dof 9 noises the orientation
+        too, as in the paper.
         """
         cell = LieDDPM.linear(num_steps, dof) if lattice_mode == "diffuse" else PredictedCell(num_steps)
-        return CrystalNoise(cell, TorusDDPM.linear(num_steps, last, posterior), centered=True)
+        return CrystalNoise(cell, TorusDDPM.linear(num_steps, last, posterior, reach), centered=True)
 
     @property
     def num_steps(self) -> int:

@@ -106,3 +106,11 @@ def test_the_codes_steps_forget_where_they_were() -> None:
     assert logmap(y).std() < 0.045 < 0.3 < noise.sigmas[99]
     one = torch.ones_like(t)
     assert logmap(noise.step(x, oracle(x), one, 0 * one, _normal(count, 1))).abs().max() < 1e-12
+
+
+def test_longer_steps_reach_beyond_the_prediction_but_for_the_last() -> None:
+    noise = TorusDDPM.linear(posterior="code", reach=1.5)
+    x, way = torch.zeros(2, 3, dtype=torch.float64), torch.full((2, 3), 0.1, dtype=torch.float64)
+    t, s = torch.tensor([50, 50]), torch.tensor([49, 0])
+    moved = noise.step(x, way, t, s, torch.zeros_like(x))
+    torch.testing.assert_close(moved, way * torch.tensor([[1.5], [1.0]], dtype=torch.float64))

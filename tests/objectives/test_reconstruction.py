@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from crystalml.crystal import CrystalBatch, Tangent
 from crystalml.geometry import lie
-from crystalml.geometry.torus import logmap
+from crystalml.geometry.assignment import nearest_way
+from crystalml.geometry.torus import logmap, remove_mean
 from crystalml.models.model import Outputs
 from crystalml.noise.product import CrystalNoise
 from crystalml.objectives.reconstruction import Reconstruction
-from crystalml.testing import fcc, hexagonal, perovskite, rand_crystals, rock_salt
+from crystalml.testing import alpha_quartz, fcc, hexagonal, perovskite, rand_crystals, rock_salt
 
 Loss = Literal["k", "params"]
 Metric = Literal["cart", "frac"]
@@ -85,3 +86,24 @@ def test_a_predicted_cell_is_learned_from_the_same_loss() -> None:
     x = rand_crystals(2, 5)
     objective = Reconstruction(CrystalNoise.gemsdiff(20, lattice_mode="predict"), metric="frac")
     assert objective(Oracle(x), x, generator=torch.Generator().manual_seed(0))["loss"] < 1e-12
+
+
+def test_equal_atoms_have_no_names() -> None:
+    """Who came from where no network can know; with `exchange` one that says the nearest way pays nothing."""
+    one = alpha_quartz()
+    order = torch.cat([(one.numbers == z).nonzero()[:, 0].roll(1) for z in one.numbers[[0, -1]]])
+    assert (one.numbers[order] == one.numbers).all()
+    x, renamed = (CrystalBatch.cat(8 * [one.replace(frac=f)]) for f in (one.frac, one.frac[order]))
+
+    class Namer(nn.Module):
+        def forward(self, noisy: CrystalBatch, t: Tensor) -> Outputs:
+            way = nearest_way(renamed, noisy.frac)
+            way = remove_mean(way, x.index, x.num_atoms)
+            return Outputs(None, Tangent(lattice=lie.polar(x.lattice)[0], frac=way), None)  # type: ignore[arg-type]
+
+    def loss(exchange: bool) -> float:
+        objective = Reconstruction(CrystalNoise.gemsdiff(), metric="frac", exchange=exchange)
+        return float(objective(Namer(), x, generator=torch.Generator().manual_seed(1))["frac"])
+
+    assert loss(True) < 1e-9
+    assert loss(False) > 1e-2
