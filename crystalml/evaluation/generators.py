@@ -77,10 +77,9 @@ def run(
     generators: shipped names, paths or hf:// addresses of diffusion models, sampled by the published sampler
     of each (steps: see `sample.solvers`), and "prototypes", the substitution baseline. n targets are chosen
     by the seed, None takes all; networks are sampled by as many seeds as `repeats`, this one and those after
-    it, and figures are then means with standard deviations. energy_model, embedder: see `evaluate`. Each
-    generator has a folder in `out` with its samples, table and report, further repeats one in it; stopped,
-    the same call goes on, and a larger n or more repeats draw what is missing. Writes `out`/result.json and
-    returns it. Raises InputError where a name is given twice.
+    it, and figures are means with standard deviations. energy_model, embedder: see `evaluate`. Each generator
+    has a folder in `out` with samples, table and report, further repeats one in it; stopped, the same call
+    goes on, and a larger n or more repeats draw what is missing. Writes `out`/result.json and returns it.
     """
     _check(generators, repeats)
     where, folder = pick_device(device), Path(out)
@@ -107,9 +106,11 @@ def run(
         rows.append(_row(name, found))
     result = {
         "benchmark": "generators",
-        **{**about, "seed": seed, "repeats": repeats, "targets": len(targets)},
-        "embedder": chosen.name,
-        **_shared(rows),
+        **about,
+        "seed": seed,
+        "repeats": repeats,
+        "targets": len(targets),
+        **_shared(rows, chosen.name),
         "environment": environment(where),
     }
     write_json(folder / "result.json", result)
@@ -124,9 +125,10 @@ def _check(generators: Sequence[str], repeats: int) -> None:
         raise InputError(f"repeats must be at least 1, not {repeats}")
 
 
-def _shared(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _shared(rows: list[dict[str, Any]], embedder: str) -> dict[str, Any]:
     floors = {key: row["floor"] for key, row in rows[0]["figures"].items() if row["floor"] is not None}
-    return {"energy_model": rows[0]["energy_model"], "floors": floors, "rows": rows}
+    models = {"energy_model": rows[0]["energy_model"], "embedder": embedder}
+    return {**models, "floors": floors, "rows": rows}
 
 
 def _diffused(targets: Arrays, job: csp.Job, about: dict[str, Any], out: Path, progress: bool) -> Drawn:

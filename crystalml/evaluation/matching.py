@@ -33,11 +33,12 @@ def match(
     theirs: Crystals,
     store: Store,
     shots: Sequence[int],
+    gated: bool,
     processes: int,
     seed: int,
     progress: bool,
 ) -> tuple[dict[str, Metric], str]:
-    """n-shot match rates and RMSE, gated and not; (metrics, how samples and targets were paired).
+    """n-shot match rates and RMSE, gated too where wanted; (metrics, how samples and targets were paired).
 
     Samples that name a target (`target`, `material_id` or `id` among their properties) are its shots in their
     order; otherwise all samples of a reduced formula are shots at each reference crystal of that formula.
@@ -45,7 +46,7 @@ def match(
     pools, pairing = _pools(mine, theirs)
     if not any(pools):
         return {}, "no sample shares a formula with the reference"
-    gated = _smact()
+    gated = gated and _smact()
     rows = _compare(mine, theirs, pools, gated, store, processes, progress)
     _note(table, theirs, pools, rows)
     most = max(len(row.rms) for row in rows)
