@@ -81,10 +81,10 @@ def evaluate(
     generated, reference, known: files, folders, globs, Parquet tables ("table.parquet#split") or structures
     in memory, see `read_crystals`. reference: what the samples should be distributed like, and their targets
     if they have some; known: what is not novel (a generator's training set; default: the reference). Without
-    a reference only what needs none is measured. metrics: some of GROUPS; None for all that can be. "gated" adds
-    the published gate to "match", which takes most of its time.
-    out: folder for results as they come; the same call goes on where it was stopped, and further evaluations
-    there reuse what they share. `Evaluation.save` writes table and report.
+    a reference only what needs none is measured. metrics: some of GROUPS; None for all that can be. "gated",
+    the published gate on "match", takes most of the time. out: folder for results as they come; the same call
+    goes on where it was stopped, and further evaluations there reuse what they share. `Evaluation.save` makes
+    table and report.
 
     energy_model: for energies, relaxation and hull. embedder: see `load_embedder`. hull: a table or its file,
     see `HullTable`; None for the shipped one. stable: eV/atom above the hull that still count as stable.
