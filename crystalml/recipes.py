@@ -47,7 +47,7 @@ _CSPNET: dict[Size, CSPNetConfig] = {
 }
 _GEMSNET: dict[Size, GemsNetConfig] = {
     "tiny": GemsNetConfig(16, 8, 4, 1, 8, 8, 6.0),
-    "small": GemsNetConfig(128, 64, 32, 3, 24, 48, 8.0),
+    "small": GemsNetConfig(128, 64, 32, 5, 24, 48, 8.0),
     "base": GemsNetConfig(256, 128, 32, 3, 32, 64, 8.0),
     "paper": GemsNetConfig(),  # GemsDiff, Table 1 and the published code
 }

@@ -19,6 +19,7 @@ from crystalml.datasets.packed import PackedDataset
 from crystalml.errors import InputError, TrainingError
 from crystalml.models.derivatives import CompiledPotential
 from crystalml.models.error_bar import with_error_bar
+from crystalml.models.gemsnet import GemsNet, GemsNetConfig
 from crystalml.models.layers import fast_autocast
 from crystalml.models.model import CrystalModel
 from crystalml.models.periodic import PeriodicCrysformer
@@ -121,7 +122,11 @@ def _recipe(config: TrainConfig) -> Recipe:
 
 
 def _start(init: Path | None, recipe: Recipe) -> CrystalModel:
-    """New weights, or those to fine-tune, which have to know the recipe's noise."""
+    """New weights, or those to fine-tune, which have to know the recipe's noise.
+
+    They keep their sizes, but a shallower GemsNet is given the recipe's depth: that is cheaper than to train
+    a deep one from the start.
+    """
     if init is None:
         return recipe.model.build()
     model = load_model_file(init)
@@ -131,6 +136,10 @@ def _start(init: Path | None, recipe: Recipe) -> CrystalModel:
             f"{init} was trained on the noise called {theirs!r}, the recipe {recipe.name} has {ours!r}: "
             "fine-tune it by the recipe it came from, or start anew without --init"
         )
+    net, wanted = model.encoder, recipe.model.encoder
+    if isinstance(net, GemsNet) and isinstance(wanted, GemsNetConfig) and wanted.depth > net.config.depth:
+        deep = net.deepened(wanted.depth)
+        model.encoder, model.config = deep, replace(model.config, encoder=deep.config)
     return model
 
 

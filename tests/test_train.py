@@ -46,6 +46,24 @@ def test_fine_tuning_starts_from_given_weights(tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def test_a_shallow_gemsnet_is_deepened_and_says_the_same_at_first(tmp_path: Path) -> None:
+    first = TrainConfig("gemsdiff", tmp_path / "a", "tiny", FitConfig(steps=2, lr=1e-2), compile=False)
+    list(train(first, _data(0, 6)))
+    weights = tmp_path / "a" / "model.safetensors"
+    second = TrainConfig(
+        "gemsdiff", tmp_path / "b", "small", FitConfig(steps=1, lr=0.0), init=weights, compile=False
+    )
+    list(train(second, _data(0, 6)))
+    a, b = load_model_file(weights), load_model_file(tmp_path / "b" / "model.safetensors")
+    assert a.config.encoder.depth < b.config.encoder.depth  # type: ignore[union-attr]
+    x, t = _data(2, 5)[torch.arange(5)], torch.tensor([5, 20, 40, 60, 99])
+    torch.testing.assert_close(a.denoise(x, t).frac, b.denoise(x, t).frac)
+    new = [p for name, p in b.named_parameters() if name.startswith("encoder.blocks.1.")]
+    out = b.denoise(x, t)
+    slopes = torch.autograd.grad(out.frac.square().sum() + out.lattice.square().sum(), new, allow_unused=True)  # type: ignore[union-attr]
+    assert any(s is not None and s.abs().max() > 0 for s in slopes)  # and what adds nothing yet can learn to
+
+
 def test_weights_of_another_noise_are_refused(tmp_path: Path) -> None:
     first = TrainConfig("gemsdiff", tmp_path / "a", "tiny", FitConfig(steps=1), compile=False)
     list(train(first, _data(0, 6)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,20 @@ class GemsNet(nn.Module):
         node, edge = self.core(x.numbers, time, pairs, weight)
         total = node.new_zeros(len(x), node.shape[-1]).index_add(0, x.index, node)
         return Features(node, total / x.num_atoms[:, None], edges=EdgeFeatures(pairs, weight, edge))
+
+    def deepened(self, depth: int) -> GemsNet:
+        """`depth` blocks that say the same: those further start as copies of the last that add nothing."""
+        deep = GemsNet(replace(self.config, depth=depth)).to(next(self.parameters()))
+        state, last = self.state_dict(), f"blocks.{self.config.depth - 1}."
+        for k in range(self.config.depth, depth):
+            state |= {f"blocks.{k}.{n.removeprefix(last)}": v for n, v in state.items() if n.startswith(last)}
+        deep.load_state_dict(state)
+        for block in deep.blocks[self.config.depth :]:
+            assert isinstance(block, TripletBlock)
+            for layer in (block.edge_out, block.node[-1]):
+                for parameter in layer.parameters():
+                    nn.init.zeros_(parameter)
+        return deep
 
     def core(self, numbers: Tensor, time: Tensor, pairs: Pairs, weight: Tensor) -> tuple[Tensor, Tensor]:
         """(n, dim), (n, K, edge_dim) from the atoms' numbers and times (n, dim) and their edges."""
