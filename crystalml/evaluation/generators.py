@@ -205,7 +205,8 @@ def _print(result: dict[str, Any]) -> None:
         for key in ("evaluations", "sampling_seconds", "structures_per_second")
     ]
     floors = ", ".join(f"{FIGURES[key]} {value:.3g}" for key, value in result["floors"].items())
-    spread = f"{result['repeats']} seeds, ± standard deviation; one seed: 95 % intervals"
+    many = result["repeats"] > 1
+    spread = f"means ± deviations of {result['repeats']} seeds" if many else "95 % intervals"
     show(
         f"one sample for each of {result['targets']:,} compositions of {result['test']} ({spread})",
         ["", *(row["generator"] for row in result["rows"])],
