@@ -288,7 +288,7 @@ def summary(
         for row in sorted({r["row"] for r in mine}, key=_rank):
             for share in sorted({r["share"] for r in mine if r["row"] == row}):
                 these = [r for r in mine if r["row"] == row and r["share"] == share]
-                cells[f"{row}@{share}"] = _figures(these)
+                cells[f"{row}@{share}"] = _figures(these) | {"minus_random": _minus_random(these, mine)}
         task = TASKS[name]
         at_hand = len(load_task(root, name))
         tasks[name] = {
@@ -322,20 +322,42 @@ def _figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _minus_random(
+    records: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """A row's MAE less that of the untrained start on the same crystals, and its 95 % interval."""
+    start = {(r["seed"], r["share"]): np.asarray(r["errors"]) for r in others if r["row"] == "random"}
+    shared = [r for r in records if r["row"] != "random" and (r["seed"], r["share"]) in start]
+    if not shared:
+        return None
+    apart = [np.asarray(r["errors"]) - start[r["seed"], r["share"]] for r in shared]
+    flat = np.concatenate(apart)
+    return {
+        "mae": float(np.mean([each.mean() for each in apart])),
+        "interval": bootstrap_ratio(flat, np.ones(len(flat))),
+        "seeds": len(shared),
+    }
+
+
 def _rank(row: str) -> tuple[int, str]:
     return (_ORDER.index(row), "") if row in _ORDER else (len(_ORDER), row)
 
 
 def _print(result: Mapping[str, Any]) -> None:
+    wins: dict[str, list[bool]] = {}
     for name, task in result["tasks"].items():
         rows = []
         for key, cell in task["rows"].items():
             row, _, share = key.partition("@")
             low, high = cell["interval"]
+            gain = cell["minus_random"]
+            if gain and share == "100":
+                wins.setdefault(row, []).append(gain["mae"] < 0)
             rows.append(
                 (
                     row if share == "100" else f"{row} ({share} %)",
                     f"{cell['mae']:.4g} ({low:.4g}-{high:.4g})",
+                    "{:+.3g} ({:+.3g} to {:+.3g})".format(gain["mae"], *gain["interval"]) if gain else "",
                     str(len(cell["seeds"])),
                     str(cell["train"]),
                     f"{task['paper'][row]:g}" if share == "100" and row in task["paper"] else "",
@@ -345,4 +367,7 @@ def _print(result: Mapping[str, Any]) -> None:
         note = f"{task['at_hand']:,} crystals at hand"
         note += f", {cover:.0%} of the task" if cover is not None else "; not the official data set"
         title = f"{name}, MAE in {task['unit'] or 'its own unit'}"
-        show(title, ["", "MAE (95 %)", "seeds", "labels", "paper"], rows, note)
+        show(title, ["", "MAE (95 %)", "minus random", "seeds", "labels", "paper"], rows, note)
+    if wins:
+        tally = [(row, f"{sum(won)} of {len(won)}") for row, won in wins.items()]
+        show("tasks with a lower MAE than random initialisation", ["", "tasks"], tally)

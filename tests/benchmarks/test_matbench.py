@@ -120,6 +120,16 @@ def test_a_run_measures_what_it_says_and_goes_on(
     assert cells["mean@100"]["seeds"] == pytest.approx(expected)
     low, high = cells["mean@100"]["interval"]
     assert low < cells["mean@100"]["mae"] < high
+    for row in rows:
+        gain, apart = (
+            cells[f"{row}@100"]["minus_random"],
+            cells[f"{row}@100"]["mae"] - cells["random@100"]["mae"],
+        )
+        if row == "random":
+            assert gain is None
+            continue
+        assert gain["mae"] == pytest.approx(apart, abs=2e-3 * cells["random@100"]["mae"])  # kept to 4 digits
+        assert gain["interval"][0] <= gain["mae"] <= gain["interval"][1] and gain["seeds"] == 2
     assert result["tasks"]["phonons"]["coverage"] == (COUNT - 1) / 1265
     assert result["tasks"]["phonons"]["paper"]["pfm"] == 38.181
     kept = json.loads((tmp_path / "result.json").read_text())
