@@ -41,7 +41,7 @@ RankBy = Literal["probability", "energy"]
 
 PART = 24  # requests refined together
 DRAWS, SCORES = "gemsdiff", "dao-g"  # which draws better, and which knows the scores that guiding needs
-QUICK = 50  # of GemsDiff's 100 steps: they match as many validation crystals, docs/generate.md
+QUICK = 25  # of GemsDiff's 100 steps: they match more validation crystals, docs/gemsdiff.md
 REFINING = 5  # steps from noise_level to the crystal, unless told otherwise
 
 

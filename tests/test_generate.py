@@ -425,7 +425,7 @@ def test_gemsdiff_generates_through_the_same_face():
     alone = generator.sample("CsV3Sb5", 2, **{**FAST, "steps": 6})
     assert all(same(a, b, 1e-8) for a, b in zip(groups[1], alone, strict=True))
     full = generator.sample("NaCl", 1, **{**FAST, "steps": None})[0]
-    assert full.properties["steps"] == generate.QUICK == 50
+    assert full.properties["steps"] == generate.QUICK == 25
     with pytest.raises(InputError, match=r"1\.\.100"):
         generator.sample("NaCl", 1, **{**FAST, "steps": 101})
     tiny = recipes.dao_p_diffusion("tiny").model.build()
