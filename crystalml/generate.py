@@ -181,7 +181,7 @@ class StructureGenerator:
         space_group: its number, kept by construction and checked with spglib. lattice: the cell is this one.
         fixed: a part of the crystal, whose cell and sites stay while diffusion adds the other atoms.
 
-        guidance > 0 steers diffusion to low energy (DAO, Algorithm 1). steps: of the sampler; None is 50 for
+        guidance > 0 steers diffusion to low energy (DAO, Algorithm 1). steps: of the sampler; None is 25 for
         GemsDiff and what the solver says for others. rank_by: the
         ranker's "probability" (diffusion's draws keep their order), the potential's "energy" per atom, or
         None. distinct=True leaves out what is the same crystal as one before it.
