@@ -283,7 +283,8 @@ class Block(nn.Module):
         else:
             value, on_v = self.filter(table.features) * value, on_v * sign
         aimed = (on_s[:, None, heads:] * table.unit.to(on_s.dtype)[:, :, None]).flatten(1, 2)
-        moments = own_heads(torch.cat([on_s[:, :heads], aimed], 1), value, norm_s[:, [0, 1, 1, 1]])
+        norm = torch.cat([norm_s[:, :1], norm_s[:, 1:].expand(-1, 3, -1)], 1)
+        moments = own_heads(torch.cat([on_s[:, :heads], aimed], 1), value, norm)
         vectors = own_heads(on_v, vector, norm_v).unflatten(-1, (c, 3))
         carried, passed = vectors.mT.unbind(1)
         return moments[:, 0], carried, passed, moments[:, 1:]
