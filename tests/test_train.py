@@ -10,6 +10,7 @@ import torch
 
 from crystalml.datasets.packed import PackedDataset
 from crystalml.errors import InputError
+from crystalml.models.model import CrystalModel
 from crystalml.testing import rand_crystals
 from crystalml.train import RECIPES, TrainConfig, train
 from crystalml.training.checkpoint import load_model_file, read_tensors
@@ -34,27 +35,22 @@ def test_every_recipe_trains_logs_and_resumes(recipe: str, tmp_path: Path) -> No
     assert list(train(config, _data(0, 12), _data(1, 5))) == []  # the run has ended
 
 
-def test_fine_tuning_starts_from_given_weights(tmp_path: Path) -> None:
-    first = TrainConfig("dao-g", tmp_path / "a", "tiny", FitConfig(steps=2), compile=False)
+def _tuned(recipe: str, tmp_path: Path, lr: float = 1e-3) -> tuple[CrystalModel, CrystalModel]:
+    """A tiny model after two steps at this rate, and what a run of size small at rate 0 makes of it."""
+    first = TrainConfig(recipe, tmp_path / "a", "tiny", FitConfig(steps=2, lr=lr), compile=False)
     list(train(first, _data(0, 6)))
-    weights = tmp_path / "a" / "model.safetensors"
-    second = TrainConfig(
-        "dao-g", tmp_path / "b", "small", FitConfig(steps=1, lr=0.0), init=weights, compile=False
-    )
-    list(train(second, _data(0, 6)))
-    a, b = load_model_file(weights), load_model_file(tmp_path / "b" / "model.safetensors")
+    weights, fit = tmp_path / "a" / "model.safetensors", FitConfig(steps=1, lr=0.0)
+    list(train(TrainConfig(recipe, tmp_path / "b", "small", fit, init=weights, compile=False), _data(0, 6)))
+    return load_model_file(weights), load_model_file(tmp_path / "b" / "model.safetensors")
+
+
+def test_fine_tuning_starts_from_given_weights(tmp_path: Path) -> None:
+    a, b = _tuned("dao-g", tmp_path)
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def test_a_shallow_gemsnet_is_deepened_and_says_the_same_at_first(tmp_path: Path) -> None:
-    first = TrainConfig("gemsdiff", tmp_path / "a", "tiny", FitConfig(steps=2, lr=1e-2), compile=False)
-    list(train(first, _data(0, 6)))
-    weights = tmp_path / "a" / "model.safetensors"
-    second = TrainConfig(
-        "gemsdiff", tmp_path / "b", "small", FitConfig(steps=1, lr=0.0), init=weights, compile=False
-    )
-    list(train(second, _data(0, 6)))
-    a, b = load_model_file(weights), load_model_file(tmp_path / "b" / "model.safetensors")
+    a, b = _tuned("gemsdiff", tmp_path, lr=1e-2)
     assert a.config.encoder.depth < b.config.encoder.depth  # type: ignore[union-attr]
     x, t = _data(2, 5)[torch.arange(5)], torch.tensor([5, 20, 40, 60, 99])
     torch.testing.assert_close(a.denoise(x, t).frac, b.denoise(x, t).frac)

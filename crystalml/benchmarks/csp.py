@@ -112,13 +112,14 @@ def prepare(
 ) -> Job:
     """The model loaded and its sampler made; `how` is solver, steps and order."""
     denoiser = load(model, device)
-    name = denoiser.card.get("name") or ("custom" if isinstance(model, CrystalModel) else str(model))
+    about = named(denoiser, model)
     if not denoiser.has_noise:
-        raise UnsupportedError(f"{name} cannot generate: it has no noise head; use one such as 'dao-g'")
+        raise UnsupportedError(
+            f"{about['model']} cannot generate: it has no noise head; use one such as 'dao-g'"
+        )
     sampler = make(how[0], recipes.noise_for(denoiser), how[1], order=how[2])
     settings = {
-        "model": name,
-        "weights": fingerprint(denoiser),
+        **about,
         "solver": how[0],
         "steps": len(sampler.levels()) - 1,
         "order": how[2],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -21,27 +22,20 @@ def nearest_way(x: CrystalBatch, frac: Tensor, rounds: int = 3) -> Tensor:
     least squared distance in the cell of x, then the translation that suits it, in turns. Coordinates are
     compared by rounding (`geometry.torus.shortest` afterwards finds the shortest image of each).
     """
-    index, slot = x.index, torch.arange(len(x.numbers), device=x.device) - x.offsets[x.index]
-    size = int(x.num_atoms.max())
-
-    def dense(values: Tensor, fill: float) -> Tensor:
-        table = values.new_full((len(x), size, *values.shape[1:]), fill)
-        table[index, slot] = values
-        return table
-
-    clean, noisy, species = dense(x.frac, 0.0), dense(frac, 0.0), dense(x.numbers, -1)
+    clean, noisy, species = x.pad(x.frac), x.pad(frac), x.pad(x.numbers, -1)
     differ = species[:, :, None] != species[:, None, :]
-    cell, counts = x.lattice[:, None], x.num_atoms.tolist()
+    index, mask, cell = x.index, x.mask, x.lattice[:, None]
+    size, counts = clean.shape[1], x.num_atoms.tolist()
     way = torch.zeros_like(frac)
     for _ in range(rounds):
         delta = clean[:, None] - noisy[:, :, None]  # (b, N, N, 3): from noisy i to clean j
         delta = delta - delta.round()
         cost = (delta @ cell).square().sum(-1).masked_fill(differ, _NEVER).cpu().numpy()
-        place = torch.arange(size).repeat(len(x), 1)
+        place = np.tile(np.arange(size), (len(x), 1))
         for k, count in enumerate(counts):
-            place[k, :count] = torch.from_numpy(linear_sum_assignment(cost[k, :count, :count])[1])
-        chosen = place.to(x.device)[index, slot]
-        way = delta[index, slot, chosen]
+            place[k, :count] = linear_sum_assignment(cost[k, :count, :count])[1]
+        chosen = torch.from_numpy(place).to(x.device)[..., None, None]
+        way = torch.take_along_dim(delta, chosen, 2)[:, :, 0][mask]
         mean = torch.zeros_like(x.lattice[:, 0]).index_add(0, index, way) / x.num_atoms[:, None].to(way.dtype)
         clean = clean - mean[:, None]
     return way
