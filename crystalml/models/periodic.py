@@ -213,7 +213,7 @@ class Block(nn.Module):
         radial, plain, dotted = self.filter(near.edge).split((m, self.heads, self.heads), -1)
         moment = torch.bmm(near.harmonics, radial * value * (a @ self.share))
         if seen is None:
-            return moment, None, moment.new_zeros(len(moment), c)
+            return moment, None, moment.new_zeros(moment.shape[0], c)
         b = torch.cat([a * plain, ((a * dotted)[..., None, :] * near.unit[..., None]).flatten(-2)], -1)
         # All heads times all channels, of which each head keeps its own: cheaper than (n, K, 3, c) products.
         sums = torch.bmm(b.mT, vector).unflatten(-1, (3, self.heads, -1)).unflatten(1, (4, self.heads))
