@@ -13,6 +13,7 @@ from crystalml import errors
 
 if TYPE_CHECKING:
     from crystalml.calculators.ase import DaoCalculator
+    from crystalml.compiled import compile_potential
     from crystalml.convert import read_structures, to_atoms, to_batch, to_structures
     from crystalml.crystal import CrystalBatch
     from crystalml.evaluation.run import evaluate
@@ -37,6 +38,7 @@ __all__ = [
     "PrototypeAtlas",
     "StructureGenerator",
     "__version__",
+    "compile_potential",
     "errors",
     "evaluate",
     "list_models",
@@ -58,6 +60,7 @@ _HOME = {
     "PropertyPredictor": "crystalml.property",
     "PrototypeAtlas": "crystalml.prototypes.atlas",
     "StructureGenerator": "crystalml.generate",
+    "compile_potential": "crystalml.compiled",
     "evaluate": "crystalml.evaluation.run",
     "list_models": "crystalml.weights.registry",
     "load_model": "crystalml.weights.registry",

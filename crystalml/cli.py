@@ -100,6 +100,9 @@ def relax(
     ] = False,
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
     dtype: Annotated[str, typer.Option(help="float32, or float64 for fmax below 0.0001.")] = "float32",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Twice as fast; the first time, minutes later.")
+    ] = False,
     device: Device = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No bar, no line for each crystal.")] = False,
 ) -> None:
@@ -119,7 +122,7 @@ def relax(
     from crystalml.calculators.ase import DaoCalculator
     from crystalml.relax_files import labelled, relax_files, relax_folder
 
-    calculator = DaoCalculator(model, device=device, dtype=dtype)
+    calculator = DaoCalculator(model, device=device, dtype=dtype, compile=compile)
     on_done = _report_line if not quiet else None
     if out.name.lower().endswith(FORMATS) and not out.is_dir():
         report = relax_files(files, calculator, settings, on_done=on_done, progress=not quiet)

@@ -45,10 +45,13 @@ def derivatives(
         raise UnsupportedError("only a potential (recipe dao-p) has an energy of every atom")
     pairs = neighbor_pairs(model, x)
     last = None
-    if compiled is None:
-        y, g, last = pair_slopes(model, x.numbers, pairs.j, pairs.vector, create_graph)
+    table = (x.numbers, pairs.j, pairs.vector)
+    if compiled is not None:
+        y, g = compiled.slopes(*table)
+    elif not create_graph and model.compiled is not None and model.compiled.takes(pairs.vector):
+        y, g, last = model.compiled(*table)
     else:
-        y, g = compiled.slopes(x.numbers, pairs.j, pairs.vector)
+        y, g, last = pair_slopes(model, *table, create_graph)
     g = g * scale.std
     forces = g.sum(1).index_add(0, pairs.j.flatten(), g.flatten(0, 1), alpha=-1)
     virial = g.new_zeros(len(x), 3, 3).index_add(0, x.index, pairs.vector.mT @ g)

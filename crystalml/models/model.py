@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -131,12 +131,24 @@ class Outputs:
     energies: Tensor | None = None
 
 
+class Slopes(Protocol):
+    """What stands in for `pair_slopes` where it takes the table of neighbours (`crystalml.compiled`)."""
+
+    def takes(self, vector: Tensor) -> bool: ...
+
+    def __call__(self, numbers: Tensor, j: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
 class CrystalModel(nn.Module):
-    """Encoder, noise head, energy head; the last two optional. `card` is set by the weight loader."""
+    """Encoder, noise head, energy head; the last two optional. `card` is set by the weight loader.
+
+    compiled: a potential's derivatives as compiled code, set by `compile_potential`.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.compiled: Slopes | None = None
         self.card: dict[str, Any] = {}
         self.encoder = config.encoder.build()
         dim = self.encoder.dim
@@ -155,6 +167,12 @@ class CrystalModel(nn.Module):
     @property
     def has_noise(self) -> bool:
         return self.noise_head is not None
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch has it. Weights about to change are no longer those that were compiled."""
+        if mode:
+            self.compiled = None
+        return super().train(mode)
 
     @property
     def has_energy(self) -> bool:
