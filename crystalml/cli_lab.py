@@ -366,6 +366,7 @@ def potential_speed(
         Path | None, typer.Option(help="Interpreter that has CHGNet installed [default: without CHGNet].")
     ] = None,
     matgl: Annotated[bool, typer.Option(help="Time matgl's TensorNet, too.")] = True,
+    compiled: Annotated[bool, typer.Option(help="Time the potential compiled, too.")] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; the fastest counts.")] = 5,
     relaxations: Annotated[int, typer.Option(min=0, help="Crystals to relax; 0 for none.")] = 64,
     crystals: Annotated[
@@ -384,6 +385,7 @@ def potential_speed(
         model,
         chgnet_python=chgnet_python,
         matgl=matgl,
+        compiled=compiled,
         repeats=repeats,
         relaxations=relaxations,
         crystals=crystals,

@@ -106,8 +106,8 @@ def build(model: CrystalModel, path: Path, progress: bool = False) -> None:
         get_cpp_compiler()
     except RuntimeError as error:
         raise UnsupportedError(
-            f"the potential could not be compiled ({error}): install a C++ compiler (g++ or clang; the variable "
-            "CXX names it), or go on without compile=True"
+            f"the potential could not be compiled ({error}): install a C++ compiler (g++ or clang; the "
+            "variable CXX names it), or go on without compile=True"
         ) from error
     model = copy.deepcopy(model).requires_grad_(False)
     weight = next(model.parameters())

@@ -1,4 +1,4 @@
-"""Compiled potentials give what the network gives, everywhere a model goes, and never what it no longer is."""
+"""Compiled potentials give what the network gives, wherever a model goes, and never what it no longer is."""
 
 import copy
 import pickle

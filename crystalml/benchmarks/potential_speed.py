@@ -41,6 +41,7 @@ def run(
     *,
     chgnet_python: str | Path | None = None,
     matgl: bool = True,
+    compiled: bool = True,
     repeats: int = 5,
     relaxations: int = 64,
     crystals: str | Path | None = None,
@@ -58,9 +59,9 @@ def run(
 
     The potential relaxes its crystals with `crystalml.relax`, CHGNet with its StructOptimizer one by one.
     They are `crystals`' (a Parquet file), chosen by the seed, or common structure types, all rattled by 0.1 A
-    and strained by 3 %. chgnet_python: the interpreter that has CHGNet; None leaves it out. matgl runs its
-    TensorNet untrained, since time does not depend on weights. Each time is the best of `repeats` after one
-    unmeasured; medians are in the JSON. Memory is the process's peak above that of one after its first call.
+    and strained by 3 %. chgnet_python: the interpreter that has CHGNet; None leaves it out. compiled: the
+    potential after `compile_potential`, too. matgl runs its TensorNet untrained, since time does not depend
+    on weights. Each time is the best of `repeats` after one unmeasured; medians are in the JSON. Memory is the process's peak above that of one after its first call.
     Raises InputError.
     """
     if min(repeats, threads) < 1 or relaxations < 0 or not set(scaling) <= set(_EDGES):
@@ -69,7 +70,8 @@ def run(
             f"{sorted(_EDGES)}, not {repeats}, {threads}, {relaxations} and {list(scaling)}"
         )
     where = pick_device(device)
-    field = {"crystalml": sys.executable} | ({"matgl": sys.executable} if matgl else {})
+    own = ("crystalml", *("compiled",) * compiled, *("matgl",) * matgl)
+    field = dict.fromkeys(own, sys.executable)
     field |= {} if chgnet_python is None else {"chgnet": str(chgnet_python)}
     starts = disturbed(relaxations, crystals, seed)
     result: dict[str, Any] = {
@@ -109,7 +111,7 @@ def _times(
         relaxed = _relax(teams, starts, folder, *ends)
         bar.advance(1)
         for n in scaling:
-            large[n] = _single(teams[:1], salt(n), folder, min(repeats, 3))["crystalml"]
+            large[n] = _single(teams[: 1 + ("compiled" in field)], salt(n), folder, min(repeats, 3))
             bar.advance(1)
     return {"single": single, "relax": relaxed, "scaling": large}
 
@@ -234,16 +236,17 @@ def _single(teams: Sequence[Process], atoms: Atoms, folder: Path, repeats: int) 
 
 def _print(result: dict[str, Any]) -> None:
     names = list(next(iter(result["single"].values())))
-    others = [name for name in names if name != "crystalml"]
+    best = "compiled" if "compiled" in names else "crystalml"
+    others = [name for name in names if name not in ("crystalml", "compiled")]
     show(
         "Energy, forces and stress through ASE, milliseconds",
-        ["atoms", *names, *(f"{name} / crystalml" for name in others), "peak MiB"],
+        ["atoms", *names, *(f"{name} / {best}" for name in others), "peak MiB"],
         [
             (
                 str(n),
                 *(f"{1000 * part[name]['seconds']:.1f}" for name in names),
-                *(f"{part[name]['seconds'] / part['crystalml']['seconds']:.1f}" for name in others),
-                f"{part['crystalml']['peak_mib']:.0f}",
+                *(f"{part[name]['seconds'] / part[best]['seconds']:.1f}" for name in others),
+                f"{part[best]['peak_mib']:.0f}",
             )
             for n, part in result["single"].items()
         ],
@@ -269,14 +272,16 @@ def _print(result: dict[str, Any]) -> None:
     if result["scaling"]:
         show(
             "Cost per atom of crystalml",
-            ["atoms", "µs / atom", "peak MiB", "KiB / atom"],
+            ["", "atoms", "µs / atom", "peak MiB", "KiB / atom"],
             [
                 (
+                    name,
                     str(n),
                     f"{1e6 * part['seconds'] / n:.0f}",
                     f"{part['peak_mib']:.0f}",
                     f"{1024 * part['peak_mib'] / n:.0f}",
                 )
-                for n, part in result["scaling"].items()
+                for n, parts in result["scaling"].items()
+                for name, part in parts.items()
             ],
         )
