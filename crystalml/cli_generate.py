@@ -141,6 +141,7 @@ def hybrid(
     model: Annotated[str, typer.Option(help="What denoises.")] = "dao-g",
     table: Annotated[bool, typer.Option("--table", help="Write all proposals, for fit-ranker.")] = False,
     gated: Annotated[bool, typer.Option(help="Also report rates behind the validity gate.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="The potential: faster after minutes.")] = False,
     processes: Annotated[int, typer.Option(min=1, help="Processes for matching.")] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.")] = Path("benchmark-hybrid"),
     seed: Seed = 0,
@@ -149,7 +150,7 @@ def hybrid(
     """Match rate and RMSE of known prototypes, ranked and relaxed; stopped, it goes on where it was."""
     from crystalml.benchmarks.hybrid import Setup, run
 
-    setup = Setup(_optional(potential), ranker, pool, relax_steps, noise_level, model)
+    setup = Setup(_optional(potential), ranker, pool, relax_steps, noise_level, model, compile=compile)
     run(
         test, setup, benchmark=subset, shots=whole_numbers(shots, "--shots"), n=n, seed=seed,
         same_formula=same_formula, gated=gated, table=table, out=out, device=device, processes=processes,

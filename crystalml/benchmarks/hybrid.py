@@ -14,6 +14,7 @@ from pymatgen.core import Composition, Structure
 from crystalml.benchmarks.prototypes import plain, print_scores
 from crystalml.benchmarks.report import environment
 from crystalml.benchmarks.targets import choose, read_test, structures
+from crystalml.compiled import compile_potential
 from crystalml.device import pick_device
 from crystalml.hybrid.predict import Denoising, Hybrid, Request
 from crystalml.hybrid.rank import FEATURES, Ranker, features
@@ -37,7 +38,8 @@ PART = 16  # targets at a time: enough proposals for the networks' batches, and 
 class Setup:
     """What refines the proposals: `potential` (None: chemistry alone) ranks and relaxes them, see Hybrid.
 
-    noise_level: of partial noising, by `model` with `solver` and `steps`; 0 is none.
+    noise_level: of partial noising, by `model` with `solver` and `steps`; 0 is none. compile: the potential,
+    for speed.
     """
 
     potential: str | Path | None = "dao-p"
@@ -48,13 +50,17 @@ class Setup:
     model: str | Path = "dao-g"
     solver: Solver = "heun"
     steps: int = 5
+    compile: bool = False
 
     def build(self, atlas: PrototypeAtlas, device: torch.device, seed: int) -> tuple[Hybrid, dict[str, Any]]:
         """The pipeline, and settings that decide what it says."""
         settings = {key: None if value is None else str(value) for key, value in asdict(self).items()}
+        del settings["compile"]  # decides nothing but the time
         potential, denoising = None, None
         if self.potential is not None:
             model = load_model(self.potential, device=device).eval()
+            if self.compile:
+                model = compile_potential(model, device=str(device))
             potential, settings["potential_weights"] = Predictor(model), fingerprint(model)
         if self.noise_level:
             denoiser = load_model(self.model, device=device).eval()

@@ -61,7 +61,8 @@ def run(
     They are `crystals`' (a Parquet file), chosen by the seed, or common structure types, all rattled by 0.1 A
     and strained by 3 %. chgnet_python: the interpreter that has CHGNet; None leaves it out. compiled: the
     potential after `compile_potential`, too. matgl runs its TensorNet untrained, since time does not depend
-    on weights. Each time is the best of `repeats` after one unmeasured; medians are in the JSON. Memory is the process's peak above that of one after its first call.
+    on weights. Each time is the best of `repeats` after one unmeasured; medians are in the JSON. Memory is
+    the process's peak above that of one after its first call.
     Raises InputError.
     """
     if min(repeats, threads) < 1 or relaxations < 0 or not set(scaling) <= set(_EDGES):
