@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -41,9 +42,10 @@ from crystalml.training.finetune import Epoch, FinetuneConfig, Task, finetune
 
 Array = NDArray[np.float64]
 
-N_SAMPLES = 20  # chains of a prediction, and of the calibration of its intervals
+N_SAMPLES = 64  # chains of a prediction, and of the calibration of its intervals
 _STANDARD = 1000  # crystals that tell mean and spread of the features
 _FOLDS = 5
+_ENCODED = 10  # times as many epochs for a head alone, whose crystals are encoded once
 
 
 class Learner(ABC):
@@ -119,19 +121,27 @@ class Regression(Learner):
 class Diffusion(Learner):
     """CrysDiff: the value is diffused and denoised around the crystal's features; chains are draws of it.
 
-    head: "affine", "mlp" or "paper", see `ScalarNoiseHead`. repeats: levels of each crystal in a training
-    step. The value is the mean of the chains, with one chain a single draw. joint: learn by denoising the
-    crystal together with its property instead of around the clean one (Figure 5 of the paper, where it is
-    worse); chains go around the clean crystal all the same.
+    prior: where chains start. "guess": a two-layer head learns the value as in `Regression`, then the noise
+    head learns, on features that stay, how the guess errs (CARD, Han et al. 2022). "mean": the training mean;
+    the encoder learns from denoising alone (CrysDiff as printed). head: "mlp", "affine" or "paper", see
+    `ScalarNoiseHead`. repeats: levels of each crystal in a training step. The value is the median of the
+    chains, with one chain a single draw. joint: learn by denoising the crystal together with its property
+    instead of around the clean one (Figure 5 of the paper, where it is worse), from the mean; chains go
+    around the clean crystal all the same.
     """
 
     number: ClassVar[HeadKind] = "diffusion"
     label: ClassVar[HeadKind | None] = None
     trained: ClassVar[bool] = True
-    head: Kind = "affine"
+    prior: Literal["guess", "mean"] = "guess"
+    head: Kind = "mlp"
     repeats: int = 64
-    slow: float = 0.1
+    slow: float = 0.5
     joint: bool = False
+
+    def __post_init__(self) -> None:
+        if self.joint and self.prior == "guess":
+            raise InputError('joint diffusion starts from the mean: Diffusion(prior="mean", joint=True)')
 
     def target(self, name: str, unit: str, mean: float, std: float) -> PropertyConfig:
         return PropertyConfig(name, unit, mean, std, head="diffusion", noise=self.head)
@@ -147,17 +157,29 @@ class Diffusion(Learner):
         low, high = float(z.min()), float(z.max())
         margin = 0.2 * (high - low)
         head.bounds.copy_(torch.tensor([low - margin, high + margin]))
-        denoising = ScalarDenoising(property_ddpm(), self.repeats)
         structure = Denoising(noise_for(model)) if self.joint else None
-        loss = PropertyDenoising(denoising, mirrored=knows_hands(model.config.encoder), structure=structure)
-        yield from _train(model, loss, train, val, config)
+        mirrored = knows_hands(model.config.encoder)
+        loss = PropertyDenoising(
+            ScalarDenoising(property_ddpm(), self.repeats), mirrored=mirrored, structure=structure
+        )
+        if self.prior == "mean":
+            yield from _train(model, loss, train, val, config)
+            return
+        count = 0
+        for epoch in _train(model, RegressionLoss(mirrored=mirrored), train, val, config):
+            count = epoch.epoch
+            yield replace(epoch, share=epoch.share / 2)
+        for epoch in _learn_errors(model, head, loss.watched(), train, val, config):
+            yield replace(epoch, epoch=count + epoch.epoch, share=(1 + epoch.share) / 2)
 
     def estimate(self, head: PropertyHead, h: Tensor, n_samples: int = N_SAMPLES) -> Estimate:
         assert isinstance(head, DiffusionHead)
-        low, high = head.bounds.tolist()
+        guess = head(h).value[:, None]
+        low, high = ((bound - guess) / head.unit for bound in head.bounds)
         chains = ScalarChains(property_ddpm(), low, high)
-        draws = chains(head.noise, head.standard(h), n_samples)
-        return Estimate(draws.mean(1), draws.std(1, correction=0) + head.floor, draws)
+        draws = guess + head.unit * chains(head.noise, head.standard(h), n_samples)
+        middle = draws.sort(1).values[:, (n_samples - 1) // 2 : n_samples // 2 + 1]
+        return Estimate(middle.mean(1), draws.std(1, correction=0) + head.floor, draws)
 
     def validate(self, head: PropertyHead, h: Tensor, z: Tensor) -> Estimate:
         assert isinstance(head, DiffusionHead)
@@ -222,7 +244,7 @@ def as_learner(method: str | Learner) -> Learner:
 
 def method_of(target: PropertyConfig) -> str | Learner:
     """The method whose head this is, under its name where its settings are the usual ones."""
-    if target.head == "diffusion" and target.noise != "affine":
+    if target.head == "diffusion" and target.noise != "mlp":
         return Diffusion(head=target.noise)
     return next(name for name, learner in LEARNERS.items() if learner.number == target.head)
 
@@ -239,6 +261,38 @@ def _train(
     else:
         frozen = cast(CrystalModel, _Frozen(head))  # all of a model that fine-tuning asks for
         yield from finetune(frozen, loss.watched(), _encoded(model, train), _encoded(model, val), config)
+
+
+def _learn_errors(
+    model: CrystalModel,
+    head: DiffusionHead,
+    loss: Task,
+    train: PackedDataset,
+    val: PackedDataset,
+    config: FinetuneConfig,
+) -> Iterator[Epoch]:
+    """The noise head learns what is left of the values beside the guess, on features that stay.
+
+    Errors on training crystals are smaller than on others: each set's are in units of its own, and chains of
+    other crystals in those of validation. The unit is a standard deviation if errors are normal.
+    """
+    known, others = _encoded(model, train), _encoded(model, val)
+    known, unit = _errors(head, known)
+    others, unit = _errors(head, others) if len(others) else (others, unit)
+    head.unit.fill_(unit)
+    if not config.freeze:
+        minutes = None if config.minutes is None else config.minutes / _ENCODED
+        config = replace(config, epochs=_ENCODED * config.epochs, minutes=minutes)
+    yield from finetune(cast(CrystalModel, _Frozen(head)), loss, known, others, config)
+
+
+def _errors(head: DiffusionHead, data: PackedDataset) -> tuple[PackedDataset, float]:
+    """Encoded crystals whose target is what the guess lacks, in units of its mean size, and that unit."""
+    with torch.no_grad():
+        guess = head(data.labels["features"].to(head.unit)).value.cpu()
+    error = data.labels["target"] - guess
+    unit = max(float(error.abs().mean()) * math.sqrt(math.pi / 2), 1e-6)
+    return replace(data, labels={**data.labels, "target": error / unit}), unit
 
 
 class _Frozen(nn.Module):

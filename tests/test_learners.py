@@ -14,7 +14,9 @@ from crystalml.learners import LEARNERS, Diffusion, Regression, _bars, as_learne
 from crystalml.models.cspnet import CSPNetConfig
 from crystalml.models.fourierframenet import FourierFrameNetConfig
 from crystalml.models.model import ModelConfig
-from crystalml.models.property_head import DiffusionHead, Estimate, LinearHead, PropertyConfig
+from crystalml.models.property_head import DiffusionHead, Estimate, LinearHead, PropertyConfig, TwoLayerHead
+from crystalml.models.scalar_head import ScalarNoiseHead
+from crystalml.noise.gaussian import property_ddpm
 from crystalml.property import PropertyPredictor
 from crystalml.testing import assert_symmetric, perovskite, rand_crystals
 from crystalml.training.fit import FitConfig, Run
@@ -34,7 +36,7 @@ def noisy(count: int, seed: int, spread: float = 0.3) -> tuple[CrystalBatch, np.
 
 @pytest.fixture(scope="module", params=["diffusion", "regression"])
 def learned(request: pytest.FixtureRequest) -> PropertyPredictor:
-    learner = PropertyPredictor(ENCODER, request.param, epochs=40, freeze=True, primitive=False, lr=5e-3)
+    learner = PropertyPredictor(ENCODER, request.param, epochs=25, freeze=True, primitive=False, lr=5e-3)
     return learner.fit(*noisy(100, 0), validation=noisy(300, 7))
 
 
@@ -60,7 +62,7 @@ def test_a_file_keeps_the_distribution(learned: PropertyPredictor, tmp_path: Pat
         np.testing.assert_allclose(kept, before, rtol=1e-5, atol=1e-6)
 
 
-def test_one_chain_is_a_draw_and_many_are_a_mean() -> None:
+def test_one_chain_is_a_draw_and_many_are_a_median() -> None:
     x, y = noisy(80, 0)
     learned = PropertyPredictor(ENCODER, "diffusion", epochs=20, freeze=True, primitive=False, lr=5e-3).fit(
         x, y
@@ -127,10 +129,64 @@ def test_the_rate_of_the_encoder() -> None:
     assert PropertyPredictor("dao-g", learner, encoder_lr=5e-4)._training(learner).slow == 0.5
 
 
+def test_chains_start_from_what_regression_says() -> None:
+    """The same fit as by regression, then a noise head on features and guess that stay as they are."""
+    x, y = noisy(60, 0)
+    for freeze in (False, True):
+        found = []
+        for method in ("regression", "diffusion"):
+            learner = PropertyPredictor(ENCODER, method, epochs=3, freeze=freeze, primitive=False)
+            head = learner.fit(x, y).model_.property_head
+            assert isinstance(head, TwoLayerHead)
+            with torch.no_grad():
+                found.append(head(learner.model_(x.to("cpu", torch.float32)).features.graph).value)
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
+        assert isinstance(head, DiffusionHead) and head.unit != 1
+        assert [epoch.epoch for epoch in learner.history_] == list(range(1, len(learner.history_) + 1))
+        assert len(learner.history_) > 3 and learner.history_[-1].share == 1
+
+
+class Oracle(ScalarNoiseHead):
+    """Knows how the guess errs: the first feature, in units of its usual error."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.of_features = torch.nn.Identity()  # type: ignore[assignment]
+
+    def read(self, base: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        return property_ddpm().noise(y, base[:, :1].expand_as(y), t)
+
+
+def test_chains_around_a_guess_end_within_bounds_of_the_property() -> None:
+    head, h = DiffusionHead(4), torch.tensor([[-1.0, 0, 0, 0], [0.5, 0, 0, 0], [3.0, 0, 0, 0]])
+    head.noise = Oracle()
+    with torch.no_grad():
+        head.out.bias.fill_(1.5)
+        head.unit.fill_(0.1)
+        head.bounds.copy_(torch.tensor([-1.0, 1.7]))
+        found = Diffusion().estimate(head, h)
+    assert found.draws is not None
+    truth = torch.tensor([1.4, 1.55, 1.7])
+    torch.testing.assert_close(found.value, truth, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.draws, truth[:, None].expand_as(found.draws), rtol=0, atol=1e-4)
+
+
+def test_the_prior_of_the_paper_is_the_mean() -> None:
+    x, y = noisy(40, 0)
+    learned = PropertyPredictor(ENCODER, Diffusion(prior="mean"), epochs=2, primitive=False).fit(x, y)
+    head = learned.model_.property_head
+    assert isinstance(head, DiffusionHead) and not head.out.weight.any() and head.unit == 1
+    assert head.noise.out.weight.any() and len(learned.history_) == 2
+    with pytest.raises(InputError, match="mean"):
+        Diffusion(joint=True)
+
+
 def test_joint_diffusion_teaches_the_crystal_too() -> None:
     x, y = noisy(24, 0)
     start = ModelConfig(CSPNetConfig(8, 1, 2, 8, "log"), centered=True).build()
-    learned = PropertyPredictor(start, Diffusion(joint=True), epochs=2, primitive=False, patience=9).fit(x, y)
+    learned = PropertyPredictor(
+        start, Diffusion(prior="mean", joint=True), epochs=2, primitive=False, patience=9
+    ).fit(x, y)
     assert np.isfinite(learned.predict(x)).all()
     model, before = learned.model_, start.state_dict()
     assert model.config.noise and model.config.centered
@@ -148,8 +204,9 @@ def test_joint_diffusion_needs_noise_heads_and_an_encoder_that_learns(
     encoder: FourierFrameNetConfig | CSPNetConfig, freeze: bool, said: str
 ) -> None:
     x, y = noisy(12, 0)
+    joint = Diffusion(prior="mean", joint=True)
     with pytest.raises(InputError, match=said):
-        PropertyPredictor(encoder, Diffusion(joint=True), freeze=freeze, primitive=False).fit(x, y)
+        PropertyPredictor(encoder, joint, freeze=freeze, primitive=False).fit(x, y)
 
 
 def test_bars_are_not_judged_on_crystals_they_know() -> None:
@@ -178,7 +235,7 @@ def test_ridge_without_validation_is_a_normal_distribution() -> None:
 
 
 def test_a_strategy_or_its_name() -> None:
-    assert as_learner("diffusion") == Diffusion() and as_learner(Diffusion(head="mlp")).head == "mlp"  # type: ignore[attr-defined]
+    assert as_learner("diffusion") == Diffusion() and as_learner(Diffusion(head="affine")).head == "affine"  # type: ignore[attr-defined]
     for name, learner in LEARNERS.items():
         assert method_of(learner.target("y", "", 0, 1)) == name
     assert method_of(Diffusion(head="paper").target("y", "", 0, 1)) == Diffusion(head="paper")

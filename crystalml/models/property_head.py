@@ -31,7 +31,7 @@ class PropertyConfig:
     classes: tuple[str, ...] = ()
     head: HeadKind = "mlp"
     points: int = 0
-    noise: Kind = "affine"
+    noise: Kind = "mlp"
 
     def build(self, dim: int) -> PropertyHead:
         if self.classes and self.head in ("kernel", "diffusion"):
@@ -100,34 +100,13 @@ class TrainedHead(PropertyHead):
         return (h - self.shift) / self.scale
 
 
-class DiffusionHead(TrainedHead):
-    """The noise in a property, and the bounds of the property itself; `sample.scalar` makes draws of it.
+class TwoLayerHead(TrainedHead):
+    """Two layers (DAO, Appendix 3.3), which say zero until they have learned."""
 
-    bounds: (2,) of standardised values. floor: what is added to the spread of a crystal's draws to make its
-    scale, so that draws that happen to agree claim no certainty.
-    """
-
-    bounds: Tensor
-    floor: Tensor
-
-    def __init__(self, dim: int, kind: Kind = "affine") -> None:
-        super().__init__(dim, spread=False)
-        self.noise = ScalarNoiseHead(dim, kind)
-        self.register_buffer("bounds", torch.tensor([-10.0, 10.0]))
-        self.register_buffer("floor", torch.ones(()))
-
-
-class MLPHead(TrainedHead):
-    """Two layers (DAO, Appendix 3.3), and for numbers an error bar on the features of the last one.
-
-    The bar is fitted on validation crystals: std is the half width in which 68 % of their errors lie.
-    """
-
-    def __init__(self, dim: int, classes: int) -> None:
-        super().__init__(dim)
+    def __init__(self, dim: int, outputs: int = 1, spread: bool = True) -> None:
+        super().__init__(dim, spread)
         self.hidden = nn.Sequential(nn.Linear(dim, dim), nn.SiLU())
-        self.out = nn.Linear(dim, classes or 1)
-        self.error_bar = None if classes else ErrorBar(dim)
+        self.out = nn.Linear(dim, outputs)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -135,6 +114,41 @@ class MLPHead(TrainedHead):
         """(b, d) what the last linear layer reads."""
         out: Tensor = self.hidden(self.standard(h))
         return out
+
+
+class DiffusionHead(TwoLayerHead):
+    """A guess f(h), its value, and the noise in (z - f) / unit, of which `sample.scalar` makes draws.
+
+    The prior of the chains is N(f, unit^2) in standardised values z: CARD's choice, with the unit variance in
+    units of the guess's own errors. f = 0 and unit = 1 are the prior of CrysDiff, the training mean. bounds:
+    (2,) of z. floor: what is added to the spread of a crystal's draws to make its scale, so that draws that
+    happen to agree claim no certainty.
+    """
+
+    unit: Tensor
+    bounds: Tensor
+    floor: Tensor
+
+    def __init__(self, dim: int, kind: Kind = "mlp") -> None:
+        super().__init__(dim, spread=False)
+        self.noise = ScalarNoiseHead(dim, kind)
+        self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("bounds", torch.tensor([-10.0, 10.0]))
+        self.register_buffer("floor", torch.ones(()))
+
+    def forward(self, h: Tensor) -> Estimate:
+        return Estimate(self.out(self.last(h)).squeeze(-1))
+
+
+class MLPHead(TwoLayerHead):
+    """Two layers, and for numbers an error bar on the features of the last one.
+
+    The bar is fitted on validation crystals: std is the half width in which 68 % of their errors lie.
+    """
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__(dim, classes or 1)
+        self.error_bar = None if classes else ErrorBar(dim)
 
     def forward(self, h: Tensor) -> Estimate:
         last = self.last(h)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from crystalml.errors import InputError
 
 GRID = 200  # levels 1/200 .. 199/200 are kept
+_CRYSTALS = 4096  # at a time: torch.quantile takes no more than 16 million numbers
 
 
 class Recalibration(nn.Module):
@@ -58,4 +59,4 @@ class Recalibration(nn.Module):
         levels = torch.arange(1, GRID, device=draws.device, dtype=draws.dtype) / GRID
         if draws.shape[1] == 1:
             return draws.expand(-1, GRID - 1)
-        return torch.quantile(draws, levels, dim=1).T
+        return torch.cat([torch.quantile(part, levels, dim=1).T for part in draws.split(_CRYSTALS)])

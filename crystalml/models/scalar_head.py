@@ -15,12 +15,13 @@ Kind = Literal["affine", "mlp", "paper"]
 class ScalarNoiseHead(nn.Module):
     """eps(h, y_t, t) of a property y diffused around a crystal with features h (CrysDiff, Eq. 4).
 
-    "affine" (default): y_t phi_1(h, t) + phi_0(h, t); the true noise is affine in y_t, so this can be exact.
-    "mlp": a network of [h, y_t, t]. "paper": y_t phi(h, t) as printed, which is zero at y_t = 0 whatever the
-    crystal: with the best phi its loss cannot fall below 0.211 for uniform t.
+    "mlp" (default): a network of [h, y_t, t], for distributions of any shape. "affine": y_t phi_1(h, t) +
+    phi_0(h, t), exact where the property of a crystal is certain or normal. "paper": y_t phi(h, t) as
+    printed, which is zero at y_t = 0 whatever the crystal: with the best phi its loss cannot fall below
+    0.211 for uniform t.
     """
 
-    def __init__(self, dim: int, kind: Kind = "affine", hidden: int | None = None) -> None:
+    def __init__(self, dim: int, kind: Kind = "mlp", hidden: int | None = None) -> None:
         super().__init__()
         hidden = hidden or dim
         self.kind = kind

@@ -48,7 +48,7 @@ class ScalarDenoising:
 
 @dataclass(frozen=True)
 class PropertyDenoising:
-    """`ScalarDenoising` of a standardised label around clean crystals, by the diffusion head of a model.
+    """`ScalarDenoising` of a label around clean crystals, by the diffusion head of a model.
 
     mirrored: as for `Regression`. structure: the crystal is no longer clean but noised to the level of its
     property, and both are denoised from one encoder pass, L_y + L_L + L_F (CrysDiff without fixed structures,

@@ -33,7 +33,9 @@ def test_figures_of_a_fit(encoder: str) -> None:
         assert (found["train"], found["val"], found["test"], found["unit"]) == (10, 10, 10, "eV")
         assert found["mae"]["mean"] == pytest.approx(np.mean(found["errors"]), rel=1e-3)
         assert found["crps"]["mean"] <= found["mae"]["mean"] + found["width"]["mean"]
-        assert 0 <= found["coverage"]["mean"] <= 1 and found["epochs"] <= 4 * (10 if "frozen" in row else 1)
+        assert 0 <= found["coverage"]["mean"] <= 1
+        rounds = 4 * (10 if "frozen" in row else 1)  # of a guess, and of the noise head around it
+        assert found["epochs"] <= rounds * (2 if row == "frozen + diffusion" else 1)
 
 
 def test_a_run_goes_on_where_it_was(encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
