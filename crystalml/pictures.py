@@ -75,6 +75,8 @@ def learning_curves(path: Path, result: Mapping[str, Any]) -> None:
         raise InputError(
             "the result holds no learning curve: run the benchmark with --shares (--fractions) 5,20,100"
         )
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     units = {r["property"]: r["unit"] for r in result.get("records", ())}
     units |= {task: found["unit"] for task, found in result.get("tasks", {}).items()}
     columns = min(3, len(curves))
@@ -91,6 +93,12 @@ def learning_curves(path: Path, result: Mapping[str, Any]) -> None:
                 labels, mae, (mae - low, high - mae), marker="o", ms=3, lw=1, label=row, color=palette[k % 6]
             )
         ax.set(xscale="log", yscale="log", xlabel="labels", title=task, ylabel=f"MAE {units[task]}".rstrip())
+        counts = sorted({point[0] for points in rows.values() for point in points})
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xticks(counts, [f"{count:,}" for count in counts], rotation=45)
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.legend(fontsize=7, loc="lower left")
     for ax in axes[len(curves) :]:
         ax.set_axis_off()
