@@ -238,7 +238,7 @@ class PropertyPredictor(BaseEstimator):
         Quantiles are conformal: of the errors on validation crystals, in units of each crystal's own scale.
         [5 %, 95 %] holds 90 % of crystals like those. The error bar is half the width of the middle 68 %.
         "ridge" and "gp" without validation crystals take their normal posterior. n_samples: chains of
-        "diffusion", whose median is the value; 1 gives a single draw. Intervals are calibrated with the usual.
+        "diffusion", whose median is the value; 1 gives a single draw. Intervals were calibrated with 64.
         Raises UnknownElementError for elements seen neither in pretraining nor in fit.
         """
         if n_samples < 1:
