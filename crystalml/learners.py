@@ -124,10 +124,10 @@ class Diffusion(Learner):
     prior: where chains start. "guess": a two-layer head learns the value as in `Regression`, then the noise
     head learns, on features that stay, how the guess errs (CARD, Han et al. 2022). "mean": the training mean;
     the encoder learns from denoising alone (CrysDiff as printed). head: "mlp", "affine" or "paper", see
-    `ScalarNoiseHead`. repeats: levels of each crystal in a training step. The value is the median of the
-    chains, with one chain a single draw. joint: learn by denoising the crystal together with its property
-    instead of around the clean one (Figure 5 of the paper, where it is worse), from the mean; chains go
-    around the clean crystal all the same.
+    `ScalarNoiseHead`. repeats: levels of each crystal in a training step. The value is the median,
+    recalibrated as all quantiles are, with one chain a single draw. joint: learn by denoising the crystal
+    together with its property instead of around the clean one (Figure 5 of the paper, where it is worse),
+    from the mean; chains go around the clean crystal all the same.
     """
 
     number: ClassVar[HeadKind] = "diffusion"
@@ -178,8 +178,10 @@ class Diffusion(Learner):
         low, high = ((bound - guess) / head.unit for bound in head.bounds)
         chains = ScalarChains(property_ddpm(), low, high)
         draws = guess + head.unit * chains(head.noise, head.standard(h), n_samples)
-        middle = draws.sort(1).values[:, (n_samples - 1) // 2 : n_samples // 2 + 1]
-        return Estimate(middle.mean(1), draws.std(1, correction=0) + head.floor, draws)
+        scale = draws.std(1, correction=0) + head.floor
+        if n_samples == 1:
+            return Estimate(draws[:, 0], scale, draws)
+        return Estimate(head.recalibration(draws, scale, torch.tensor([0.5]))[:, 0], scale, draws)
 
     def validate(self, head: PropertyHead, h: Tensor, z: Tensor) -> Estimate:
         assert isinstance(head, DiffusionHead)
