@@ -14,7 +14,16 @@ from crystalml.benchmarks.csp import ModelLike, load, named
 from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.targets import choose
 from crystalml.datasets.arrays import Arrays, fractions, pack
-from crystalml.datasets.crysdb import ENERGY, EV_PER_A3, dft_frames, fit_references, frames
+from crystalml.datasets.crysdb import (
+    ENERGY,
+    EV_PER_A3,
+    crysdb,
+    dft_frames,
+    fill_energy,
+    fit_references,
+    frames,
+)
+from crystalml.datasets.packing import aligned
 from crystalml.device import pick_device
 from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
@@ -25,6 +34,7 @@ def run(
     model: ModelLike = "dao-p",
     *,
     split: str = "val",
+    align: bool = False,
     n: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -34,13 +44,16 @@ def run(
     """MAE of energy (eV/atom), force components (eV/A) and stress entries (GPa) on CrysDB's frames.
 
     split "val" or "train": the labels are CHGNet's, so these are distances to CHGNet; energies are compared
-    as formation energies. "dft": `dft_frames`, which are PBE's; energies are compared but for a constant of
-    each element, fitted to the differences, and there are no stresses.
+    as formation energies, with align moved to DFT's as those to train on (`datasets.packing.aligned`).
+    "dft": `dft_frames`, which are PBE's; energies are compared but for a constant of each element, fitted to
+    the differences, and there are no stresses.
     """
     where = pick_device(device)
     loaded = load(model, where)
     data = dft_frames(root) if split == "dft" else frames(root, split)
     label = "energy_per_atom" if split == "dft" else ENERGY
+    if align and split != "dft":
+        data = aligned(data, data, fill_energy(crysdb(root, split), root))
     data = choose(data[np.isfinite(data.labels[label])], n, seed)
     start = time.perf_counter()
     found = _errors(data, Predictor(loaded), label, progress)
@@ -53,7 +66,7 @@ def run(
     parts = {kind: _means(data, found, kinds == kind) for kind in np.unique(kinds).tolist()}
     result = {
         "benchmark": "forces",
-        "frames": "PBE frames" if split == "dft" else f"labelled_{split}",
+        "frames": "PBE frames" if split == "dft" else f"labelled_{split}{', aligned' if align else ''}",
         **named(loaded, model),
         "seed": seed,
         **_means(data, found, np.full(len(data), True)),
