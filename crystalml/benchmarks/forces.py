@@ -25,8 +25,12 @@ from crystalml.datasets.crysdb import (
 )
 from crystalml.datasets.packing import aligned
 from crystalml.device import pick_device
+from crystalml.elements import covalent_radii
+from crystalml.geometry.neighbors import neighbor_topology
 from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
+
+CONTACT = 0.5  # in sums of covalent radii, see `PeriodicConfig.blind`
 
 
 def run(
@@ -46,7 +50,8 @@ def run(
     split "val" or "train": the labels are CHGNet's, so these are distances to CHGNet; energies are compared
     as formation energies, with align moved to DFT's as those to train on (`datasets.packing.aligned`).
     "dft": `dft_frames`, which are PBE's; energies are compared but for a constant of each element, fitted to
-    the differences, and there are no stresses.
+    the differences, and there are no stresses. "apart" are frames without atoms nearer than half the sum of
+    their covalent radii: nearer ones see the universal repulsion alone, and few labels mean anything there.
     """
     where = pick_device(device)
     loaded = load(model, where)
@@ -71,6 +76,7 @@ def run(
         "seed": seed,
         **_means(data, found, np.full(len(data), True)),
         "kinds": parts,
+        "apart": _means(data, found, ~_touching(data)),
         "seconds": seconds,
         "environment": environment(where),
     }
@@ -100,6 +106,20 @@ def _errors(data: Arrays, predictor: Predictor, label: str, progress: bool) -> d
     return found
 
 
+def _touching(data: Arrays) -> NDArray[np.bool_]:
+    """(b,) whether any two atoms of a frame are nearer than half the sum of their covalent radii."""
+    radii, found = covalent_radii(), np.zeros(len(data), bool)
+    packed, reach = pack(data), CONTACT * 2 * float(radii.max())
+    for ids in torch.arange(len(data)).split(256):
+        x = packed[ids]
+        near = neighbor_topology(x, reach)
+        delta = x.frac[near.j] - x.frac[near.i] + near.shift.to(x.dtype)
+        distance = torch.einsum("ei,eij->ej", delta, x.lattice[x.index[near.i]]).norm(dim=-1)
+        sums = radii[x.numbers[near.i]] + radii[x.numbers[near.j]]
+        found[ids[x.index[near.i[distance < CONTACT * sums]].unique()]] = True
+    return found
+
+
 def _means(data: Arrays, found: dict[str, NDArray[Any]], rows: NDArray[np.bool_]) -> dict[str, Any]:
     stress = float(found["stress"][rows].mean()) / 9 * EV_PER_A3
     return {
@@ -112,6 +132,8 @@ def _means(data: Arrays, found: dict[str, NDArray[Any]], rows: NDArray[np.bool_]
 
 def _print(result: dict[str, Any]) -> None:
     parts = {"all": result, **(result["kinds"] if len(result["kinds"]) > 1 else {})}
+    if result["apart"]["crystals"] < result["crystals"]:
+        parts |= {"atoms apart": result["apart"]}
     rows = []
     for kind, part in parts.items():
         stress = part["stress_mae_gpa"]
