@@ -261,7 +261,6 @@ def forces(
     folder: Annotated[Path, typer.Argument(help="A CrysDB folder with labelled frames.")],
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
     split: Annotated[str, typer.Option(help="val or train (CHGNet's labels), or dft (PBE's).")] = "val",
-    align: Annotated[bool, typer.Option("--align", help="Energies moved to DFT's, as in training.")] = False,
     n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Frames [default: all].")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file of the result.")] = None,
     seed: Seed = 0,
@@ -270,7 +269,7 @@ def forces(
     """Mean absolute errors of energy, forces and stress on frames away from equilibrium."""
     from crystalml.benchmarks.forces import run
 
-    run(folder, model, split=split, align=align, n=n, seed=seed, out=out, device=device)
+    run(folder, model, split=split, n=n, seed=seed, out=out, device=device)
 
 
 @benchmark.command(

@@ -14,16 +14,7 @@ from crystalml.benchmarks.csp import ModelLike, load, named
 from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.targets import choose
 from crystalml.datasets.arrays import Arrays, fractions, pack
-from crystalml.datasets.crysdb import (
-    ENERGY,
-    EV_PER_A3,
-    crysdb,
-    dft_frames,
-    fill_energy,
-    fit_references,
-    frames,
-)
-from crystalml.datasets.packing import aligned
+from crystalml.datasets.crysdb import ENERGY, EV_PER_A3, dft_frames, fit_references, frames
 from crystalml.device import pick_device
 from crystalml.elements import covalent_radii
 from crystalml.geometry.neighbors import neighbor_topology
@@ -38,7 +29,6 @@ def run(
     model: ModelLike = "dao-p",
     *,
     split: str = "val",
-    align: bool = False,
     n: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -48,17 +38,14 @@ def run(
     """MAE of energy (eV/atom), force components (eV/A) and stress entries (GPa) on CrysDB's frames.
 
     split "val" or "train": the labels are CHGNet's, so these are distances to CHGNet; energies are compared
-    as formation energies, with align moved to DFT's as those to train on (`datasets.packing.aligned`).
-    "dft": `dft_frames`, which are PBE's; energies are compared but for a constant of each element, fitted to
-    the differences, and there are no stresses. "apart" are frames without atoms nearer than half the sum of
+    as formation energies. "dft": `dft_frames`, which are PBE's; energies are compared but for a constant of
+    each element, fitted to the differences, and there are no stresses. "apart" are frames without atoms nearer than half the sum of
     their covalent radii: nearer ones see the universal repulsion alone, and few labels mean anything there.
     """
     where = pick_device(device)
     loaded = load(model, where)
     data = dft_frames(root) if split == "dft" else frames(root, split)
     label = "energy_per_atom" if split == "dft" else ENERGY
-    if align and split != "dft":
-        data = aligned(data, data, fill_energy(crysdb(root, split), root))
     data = choose(data[np.isfinite(data.labels[label])], n, seed)
     start = time.perf_counter()
     found = _errors(data, Predictor(loaded), label, progress)
@@ -71,7 +58,7 @@ def run(
     parts = {kind: _means(data, found, kinds == kind) for kind in np.unique(kinds).tolist()}
     result = {
         "benchmark": "forces",
-        "frames": "PBE frames" if split == "dft" else f"labelled_{split}{', aligned' if align else ''}",
+        "frames": "PBE frames" if split == "dft" else f"labelled_{split}",
         **named(loaded, model),
         "seed": seed,
         **_means(data, found, np.full(len(data), True)),

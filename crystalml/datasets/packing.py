@@ -35,7 +35,7 @@ def training_set(
     benchmark: keep only crystals of this official set (`BENCHMARKS`). labelled: only those with an energy.
     Frames are rattled or decorated ones; with forces the undistorted are among them too, and frames carry
     `forces` (n, 3) in eV/A and `stress` (b, 3, 3) in eV/A^3, which are NaN in crystals.
-    align: see `aligned`.
+    align: see `_aligned`.
     parent: a number for each crystal and all frames made from it, so that a set can be cut between families.
     """
     if benchmark is not None and benchmark not in BENCHMARKS[1:]:
@@ -55,14 +55,14 @@ def training_set(
         chosen = np.random.default_rng(seed).permutation(usable)[:num_frames]
         part = pool[np.sort(chosen)]
         if align:
-            part = aligned(part, pool, crystals)
+            part = _aligned(part, pool, crystals)
         parts.append(_labelled(part, part.labels[ENERGY], 1.0, forces))
     data = Arrays.cat(parts)
     parent = np.unique(data.ids, return_inverse=True)[1].astype(np.float32)
     return pack(replace(data, labels={**data.labels, "parent": parent}))
 
 
-def aligned(part: Arrays, pool: Arrays, crystals: Arrays) -> Arrays:
+def _aligned(part: Arrays, pool: Arrays, crystals: Arrays) -> Arrays:
     """Frames with energies moved, crystal by crystal, so that the undistorted one has its DFT energy.
 
     Frames are labelled by a model that misses DFT energies by a constant of each crystal (0.03 eV/atom in the

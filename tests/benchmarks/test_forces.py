@@ -22,8 +22,6 @@ def test_errors_of_an_untrained_potential_are_those_of_the_labels(shared_data: P
     assert sum(part["crystals"] for part in parts) == 20
     mean = sum(part["energy_mae"] * part["crystals"] for part in parts) / 20
     assert mean == pytest.approx(result["energy_mae"])
-    moved = run(shared_data, model, n=20, align=True, progress=False)
-    assert moved["forces_mae"] == result["forces_mae"] and moved["energy_mae"] != result["energy_mae"]
 
 
 def test_dft_frames_are_compared_but_for_constants(shared_data: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from crystalml.datasets.arrays import Arrays
 from crystalml.datasets.crysdb import ENERGY, ENERGY_FILLED
-from crystalml.datasets.packing import MAX_GAP, aligned, training_set
+from crystalml.datasets.packing import MAX_GAP, _aligned, training_set
 from crystalml.errors import InputError
 
 
@@ -54,7 +54,7 @@ def test_aligned_frames_agree_with_their_crystals():
         {"kind": np.array(["equilibrium", "rattled", "decorated", "equilibrium", "rattled", "rattled"])},
     )  # fmt: skip
     crystals = replace(pool[[0, 3]], labels={ENERGY_FILLED: np.array([0.15, 2.0], np.float32)})
-    moved = aligned(pool, pool, crystals).labels[ENERGY]
+    moved = _aligned(pool, pool, crystals).labels[ENERGY]
     np.testing.assert_allclose(moved, [0.15, 0.45, 0.2, 1.0, 1.3, 0.7], atol=1e-6)
 
 
