@@ -39,8 +39,9 @@ def run(
 
     split "val" or "train": the labels are CHGNet's, so these are distances to CHGNet; energies are compared
     as formation energies. "dft": `dft_frames`, which are PBE's; energies are compared but for a constant of
-    each element, fitted to the differences, and there are no stresses. "apart" are frames without atoms nearer than half the sum of
-    their covalent radii: nearer ones see the universal repulsion alone, and few labels mean anything there.
+    each element, fitted to the differences, and there are no stresses. "apart": all but frames with atoms
+    nearer than half the sum of their covalent radii, which see the universal repulsion alone and where few
+    labels mean anything.
     """
     where = pick_device(device)
     loaded = load(model, where)
