@@ -40,9 +40,10 @@ def compile_potential(
     that comes back goes wherever one does: `relax(structures, model)`, `DaoCalculator(model)`. What the code
     does not cover, training and tables of a single atom or neighbour, the network does as before.
 
-    The first call for given weights takes a minute or two and needs a C++ compiler; the code is kept in the
-    user's cache folder (`cache_folder`) and is there at once the next time. Weights changed afterwards are
-    not seen. Raises UnsupportedError (no potential, no compiler) and WeightsError.
+    The first call for given weights and number of threads takes a minute or two and needs a C++ compiler;
+    the code is kept in the user's cache folder (`cache_folder`) and is there at once the next time. Weights
+    and `torch.set_num_threads` changed afterwards are not seen. Raises UnsupportedError (no potential, no
+    compiler) and WeightsError.
     """
     network = as_model(model, pick_device(device), dtype)
     if not network.is_potential:
@@ -132,20 +133,20 @@ def build(model: CrystalModel, path: Path, progress: bool = False) -> None:
             whole = torch.export.export(graph, example, dynamic_shapes=({0: atoms}, table, table))
             bar.advance(1)
             file = str(Path(folder) / path.name)
-            # The number of threads is that of the process that runs it, not of this one.
-            aoti_compile_and_package(whole, package_path=file, inductor_configs={"cpp.dynamic_threads": True})
+            aoti_compile_and_package(whole, package_path=file)
             os.replace(file, path)
         bar.advance(1)
 
 
 def _key(model: CrystalModel) -> str:
-    """A name for all that the code depends on: weights, precision, this package, torch, processor."""
+    """A name for all that the code depends on: weights, precision, threads, package, torch, processor."""
     weight = next(model.parameters())
     parts = [fingerprint(model), weight.dtype, weight.device, torch.__version__, platform.machine()]
     if weight.device.type == "cuda":
         parts.append(torch.cuda.get_device_name(weight.device))
     else:
-        parts.append(torch.backends.cpu.get_cpu_capability())
+        # With the number of threads left open, the code would be a third slower on one of them.
+        parts += [torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
         parts.append(getattr(torch.cpu, "get_capabilities", dict)())  # one cache folder serves many machines
     found = hashlib.blake2b(repr(parts).encode(), digest_size=16)
     for file in sorted(Path(networks.__path__[0]).glob("*.py")):
