@@ -38,7 +38,7 @@ class DaoCalculator(Calculator):
     molecules and single atoms, also gives the atoms' `energies`, and leaves out `stress` without a volume;
     calibrated (`crystalml calibrate`), it has `results["energy_uncertainty"]`, eV a cell as the energy: the
     true energy lies within so much in 68 of 100 crystals like those of the calibration. compile: a potential
-    two to ten times as fast, see `crystalml.compile_potential`: minutes at first, once on each machine.
+    about twice as fast, see `crystalml.compile_potential`: minutes at first, once on each machine.
     Diffusion models see the cell as given and were trained on Niggli-reduced primitive
     cells: reduce a cell before, not during, a relaxation (`crystalml.relax` does).
 

@@ -36,8 +36,8 @@ def compile_potential(
 ) -> CrystalModel:
     """The potential with its energies, forces and stresses computed by code compiled for this machine.
 
-    The same numbers up to rounding, on a CPU twice (many atoms) to ten times (two atoms) as fast. The model
-    that comes back goes wherever one does: `relax(structures, model)`, `DaoCalculator(model)`. What the code
+    The same numbers up to rounding, on a CPU in a tenth (two atoms) to two thirds (hundreds) of the time; for
+    many thousands of atoms it does not pay. The model that comes back goes wherever one does: `relax(structures, model)`, `DaoCalculator(model)`. What the code
     does not cover, training and tables of a single atom or neighbour, the network does as before.
 
     The first call for given weights and number of threads takes a minute or two and needs a C++ compiler;
