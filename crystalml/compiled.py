@@ -36,9 +36,10 @@ def compile_potential(
 ) -> CrystalModel:
     """The potential with its energies, forces and stresses computed by code compiled for this machine.
 
-    The same numbers up to rounding, on a CPU in a tenth (two atoms) to two thirds (hundreds) of the time; for
-    many thousands of atoms it does not pay. The model that comes back goes wherever one does: `relax(structures, model)`, `DaoCalculator(model)`. What the code
-    does not cover, training and tables of a single atom or neighbour, the network does as before.
+    The same numbers up to rounding, on a CPU in half the time or less up to a hundred atoms; for thousands it
+    does not pay. The model that comes back goes wherever one does: `relax(structures, model)`,
+    `DaoCalculator(model)`. What the code does not cover, training and tables of a single atom or neighbour,
+    the network does as before.
 
     The first call for given weights and number of threads takes a minute or two and needs a C++ compiler;
     the code is kept in the user's cache folder (`cache_folder`) and is there at once the next time. Weights
