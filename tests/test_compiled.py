@@ -108,7 +108,11 @@ def test_a_file_cut_short_is_made_anew(fast: CrystalModel, cache: Path, monkeypa
 
 def test_without_a_compiler_nothing_is_left_behind(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(compiled, "cache_folder", lambda: tmp_path / "code")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(tmp_path / "no-such-compiler")))
+
+    def none() -> str:
+        raise RuntimeError("no working C++ compiler")
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
     with pytest.raises(UnsupportedError, match="C\\+\\+ compiler"):
         compile_potential(potential(), device="cpu", progress=False)
     assert not (tmp_path / "code").exists()
