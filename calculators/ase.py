@@ -179,8 +179,8 @@ class DaoCalculator(Calculator):
         self.__dict__.update(state)
         model = _from_bytes(*weights) if weights else self._reference
         assert model is not None
-        names = ("device", "dtype", "compile")
-        self._attach(_prepare(model, *(self.parameters[name] for name in names)))
+        wanted = self.parameters
+        self._attach(_prepare(model, wanted["device"], wanted["dtype"], wanted["compile"]))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DaoCalculator:
         """An independent calculator (own atoms and results) that shares the weights, which never change."""

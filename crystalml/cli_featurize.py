@@ -273,7 +273,7 @@ def crysdiff(
         str, typer.Option(help="Of the ablation's networks: tiny, small, base, paper.")
     ] = "small",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.")] = Path("benchmark-crysdiff"),
-    seed: Seed = 0,
+    seeds: Annotated[str, typer.Option(help="Of splits, labels drawn and first weights.")] = "0",
     device: Device = None,
 ) -> None:
     """Properties by diffusion beside regression: errors, CRPS, coverage; stopped, it goes on."""
@@ -287,7 +287,6 @@ def crysdiff(
         max_test,
         max_atoms,
         encoder_lr=encoder_lr,
-        seed=seed,
         pretrain=pretrain,
         size=size,  # type: ignore[arg-type]  # checked by the recipe, which lists the sizes
     )
@@ -297,6 +296,7 @@ def crysdiff(
         [*(rows.split(",") if rows else () if ablation else USUAL), *(ABLATION if ablation else ())],
         numbers(fractions, "--fractions"),
         settings,
+        seeds=whole_numbers(seeds, "--seeds"),
         out=out,
         device=device,
     )

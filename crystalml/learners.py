@@ -45,6 +45,7 @@ Array = NDArray[np.float64]
 N_SAMPLES = 64  # chains of a prediction, and of the calibration of its intervals
 _STANDARD = 1000  # crystals that tell mean and spread of the features
 _FOLDS = 5
+_MARGIN = 0.2  # of the range of training values: how far beyond them chains may go
 _ENCODED = 10  # times as many epochs for a head alone, whose crystals are encoded once
 
 
@@ -153,10 +154,12 @@ class Diffusion(Learner):
         assert isinstance(head, DiffusionHead)
         if self.joint and config.freeze:
             raise InputError("joint diffusion teaches the encoder noisy crystals: use it with freeze=False")
-        z = train.labels["target"]
+        z, target = train.labels["target"], model.config.target
+        assert target is not None
         low, high = float(z.min()), float(z.max())
-        margin = 0.2 * (high - low)
-        head.bounds.copy_(torch.tensor([low - margin, high + margin]))
+        margin = _MARGIN * (high - low)
+        below, above = margin * (target.low is None), margin * (target.high is None)
+        head.bounds.copy_(torch.tensor([low - below, high + above]))
         structure = Denoising(noise_for(model)) if self.joint else None
         mirrored = knows_hands(model.config.encoder)
         loss = PropertyDenoising(

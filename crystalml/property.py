@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Method = Literal["regression", "diffusion", "ridge", "gp"]
 DEFAULT_ENCODER = "fourierframenet-pfm"
+_EDGE, _AT_EDGE = 0.05, 10  # share and number of values at one end that make it where values end
 _SIGMA = (0.15865525, 0.84134475)  # the interval of one standard deviation on both sides
 
 
@@ -184,7 +185,8 @@ class PropertyPredictor(BaseEstimator):
         mean, std = float(numbers.mean()), float(numbers.std())
         if not std > 0:
             raise InputError(f"y is {mean:g} for all {count} crystals: there is nothing to learn")
-        config = learner.target(self.name, self.unit, mean, std)
+        low, high = _edges(numbers)
+        config = replace(learner.target(self.name, self.unit, mean, std), low=low, high=high)
         return config, config.to_network(torch.from_numpy(numbers)).float()
 
     def _split(
@@ -237,8 +239,10 @@ class PropertyPredictor(BaseEstimator):
 
         Quantiles are conformal: of the errors on validation crystals, in units of each crystal's own scale.
         [5 %, 95 %] holds 90 % of crystals like those. The error bar is half the width of the middle 68 %.
-        "ridge" and "gp" without validation crystals take their normal posterior. n_samples: chains of
-        "diffusion", whose median is the value; 1 gives a single draw. Intervals were calibrated with 64.
+        "ridge" and "gp" without validation crystals take their normal posterior. Where a twentieth of the
+        training values, and ten, were the least (or largest) one, no answer passes it: gaps are not negative.
+        n_samples: chains of "diffusion", whose median is the value; 1 gives a single draw. Intervals were
+        calibrated with 64.
         Raises UnknownElementError for elements seen neither in pretraining nor in fit.
         """
         if n_samples < 1:
@@ -385,6 +389,14 @@ def _numbers(values: Array) -> NDArray[np.float64]:
     if len(bad):
         raise InputError(f"y is not finite at {len(bad)} places, first at {bad[0]}; leave those crystals out")
     return numbers
+
+
+def _edges(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """The least and the largest value, where more crystals share it than by chance: gaps of metals."""
+    enough = max(_EDGE * len(values), _AT_EDGE)
+    ends = (float(end(values)) for end in (np.min, np.max))
+    low, high = (end if (values == end).sum() >= enough else None for end in ends)
+    return low, high
 
 
 def _codes(y: Sequence[Any] | Array, count: int, target: PropertyConfig) -> Tensor:

@@ -87,6 +87,28 @@ def test_a_handful_of_labels(method: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["regression", "diffusion", "ridge"])
+def test_values_end_where_many_crystals_do(method: str, tmp_path: Path) -> None:
+    """Gaps of metals are 0: nothing that is answered lies below, and intervals hold the crystals there."""
+    (x, y), (known, theirs), (others, truth) = (stretched(60, seed=k) for k in (0, 1, 2))
+    y, theirs, truth = (np.maximum(values - 3.9, 0) for values in (y, theirs, truth))
+    path = tmp_path / "cut.safetensors"
+    PropertyPredictor(ENCODER, method, epochs=4).fit(x, y, (known, theirs)).save(path)  # type: ignore[arg-type]
+    value, q = PropertyPredictor.load(path).predict(others, quantiles=(0.05, 0.5, 0.95))
+    assert value.min() >= 0 and q.min() == 0
+    held = (q[:, 0] <= truth) & (truth <= q[:, 2])
+    assert held[truth == 0].mean() > 0.9 and held.mean() > 0.8
+    target = load_model(path).config.target
+    assert target is not None and (target.low, target.high) == (0, None)
+
+
+def test_values_go_on_where_few_crystals_end() -> None:
+    x, y = stretched(80)
+    few = np.maximum(y, np.sort(y)[8])  # nine of eighty
+    target = PropertyPredictor(ENCODER, "ridge").fit(x, few).model_.config.target
+    assert target is not None and (target.low, target.high) == (None, None)
+
+
 @pytest.mark.parametrize("method", ["regression", "ridge"])
 def test_classes(method: str) -> None:
     x, y = stretched(40)

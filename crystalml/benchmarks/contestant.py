@@ -12,6 +12,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ase.build import bulk
@@ -28,7 +30,12 @@ class Contestant:
 
         torch.set_num_threads(threads)
         self.name, self.device = name, device
-        make = {"crystalml": _crystalml, "compiled": _compiled, "chgnet": _chgnet, "matgl": _matgl}
+        make: dict[str, Callable[[str, str], Any]] = {
+            "crystalml": _crystalml,
+            "compiled": partial(_crystalml, compile=True),
+            "chgnet": _chgnet,
+            "matgl": _matgl,
+        }
         self.calculator = make[name](model, device)
         atoms = bulk("NaCl", "rocksalt", 5.64)
         atoms.calc = self.calculator
@@ -57,16 +64,10 @@ class Contestant:
         return {"seconds": time.perf_counter() - start, **done}
 
 
-def _crystalml(model: str, device: str) -> Any:
+def _crystalml(model: str, device: str, compile: bool = False) -> Any:
     from crystalml import DaoCalculator
 
-    return DaoCalculator(model, device=device)
-
-
-def _compiled(model: str, device: str) -> Any:
-    from crystalml import DaoCalculator
-
-    return DaoCalculator(model, device=device, compile=True)
+    return DaoCalculator(model, device=device, compile=compile)
 
 
 def _chgnet(model: str, device: str) -> Any:

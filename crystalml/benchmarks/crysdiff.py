@@ -1,7 +1,8 @@
 """CrysDiff's study: properties by diffusion or by regression, pretrained, frozen, from many labels or few.
 
 JARVIS and SuperCon come with their official splits; crystals of MatBench and of the Materials Project are cut
-60/20/20 at random. Every fit is shown the same number of crystals; the best round on validation counts.
+60/20/20 at random, anew for each seed. Every fit is shown the same number of crystals; the best round on
+validation counts.
 The ablations of the paper's Figure 5 start from encoders pretrained here, see `crysdiff_variants`.
 """
 
@@ -11,6 +12,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from crystalml.benchmarks.crysdiff_report import PRINTED, pairs, pooled, show_all
 from crystalml.benchmarks.crysdiff_variants import VARIANTS, corpus, moved, pretrain
 from crystalml.benchmarks.matbench_tasks import load_task
-from crystalml.benchmarks.report import environment, show
+from crystalml.benchmarks.report import environment
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.arrays import Arrays, pack
 from crystalml.datasets.crysdb import crysdb, read_parquet
@@ -30,7 +33,6 @@ from crystalml.embed import embed
 from crystalml.errors import InputError
 from crystalml.journal import Journal, write_json
 from crystalml.learners import N_SAMPLES, Diffusion, Learner
-from crystalml.metrics.intervals import bootstrap_ratio
 from crystalml.metrics.predictive import covered, crps
 from crystalml.models.model import CrystalModel, EncoderConfig
 from crystalml.models.property_head import PropertyConfig
@@ -62,41 +64,39 @@ PROPERTIES = (*JARVIS, *MATBENCH, "mp-ehull", SUPERCON)
 
 @dataclass(frozen=True)
 class Row:
-    """A way to learn. start: "scratch" or "given", by the encoder of the settings, or one of `VARIANTS`."""
+    """A way to learn. start: "scratch" or "given", by the encoder of the settings, or one of `VARIANTS`.
+
+    again: after the encoder is fine-tuned a new head learns on it, for as long as diffusion's noise head.
+    """
 
     method: Method | Learner
     start: str
     freeze: bool = False
+    again: bool = False
 
 
-WHOLE = "CrysDiff"
 _PRINTED = Diffusion(prior="mean", head="affine")  # the paper's, but for the head that cannot learn
 ROWS = {
     "scratch + regression": Row("regression", "scratch"),
     "scratch + diffusion": Row("diffusion", "scratch"),
     "pretrained + regression": Row("regression", "given"),
+    "pretrained + regression again": Row("regression", "given", again=True),
     "pretrained + diffusion": Row("diffusion", "given"),
     "frozen + regression": Row("regression", "given", freeze=True),
     "frozen + diffusion": Row("diffusion", "given", freeze=True),
     "frozen + diffusion (affine)": Row(Diffusion(head="affine"), "given", freeze=True),
     "frozen + diffusion (mean)": Row(Diffusion(prior="mean"), "given", freeze=True),
     "frozen + diffusion (paper)": Row(Diffusion(prior="mean", head="paper"), "given", freeze=True),
-    WHOLE: Row(_PRINTED, "joint"),
+    PRINTED: Row(_PRINTED, "joint"),
     "CrysDiff w/o joint diffusion": Row(_PRINTED, "separate"),
     "CrysDiff w/o EGNN": Row(_PRINTED, "non-equivariant"),
     "CrysDiff w/o fixing structures": Row(replace(_PRINTED, joint=True), "joint"),
     "CrysDiff w/o updating EGNN": Row(_PRINTED, "joint", freeze=True),
     "CrysDiff w/o pretraining": Row(_PRINTED, "untrained"),
 }
-USUAL = tuple(ROWS)[:6]
-ABLATION = tuple(row for row in ROWS if row.startswith(WHOLE))
+USUAL = tuple(ROWS)[:7]
+ABLATION = tuple(row for row in ROWS if row.startswith(PRINTED))
 """Figure 5, under the paper's names, and no pretraining at all."""
-_STATES = ("pretrained", "frozen", "scratch")
-PAIRS = [
-    *((f"{state} + diffusion", "scratch + regression") for state in _STATES),
-    *((f"{state} + diffusion", f"{state} + regression") for state in _STATES[:2]),
-]
-"""Which rows are compared crystal by crystal."""
 _LEVELS = (np.arange(100) + 0.5) / 100  # the distribution, for its CRPS
 
 
@@ -116,19 +116,19 @@ class Settings:
     max_atoms: int | None = None
     lr: float = 1e-3
     encoder_lr: float | None = None
-    seed: int = 0
     pretrain: int = 200_000
     size: Size = "small"
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Crystals in primitive cells, values (b,), and the places of train, val and test."""
+    """Crystals in primitive cells, values (b,), places of train, val and test, rows (b,) of the file."""
 
     crystals: CrystalBatch
     y: NDArray[np.float64]
     parts: Mapping[str, Ids]
     unit: str
+    rows: Ids
 
 
 def run(
@@ -138,6 +138,7 @@ def run(
     fractions: Sequence[float] = (100,),
     settings: Settings | None = None,
     *,
+    seeds: Sequence[int] = (0,),
     timing: int = 256,
     out: str | Path = "benchmark-crysdiff",
     device: str | None = None,
@@ -145,53 +146,57 @@ def run(
 ) -> dict[str, Any]:
     """MAE, CRPS and coverage of 90 % intervals on test crystals, as JSON in `out`; stopped, it goes on.
 
-    fractions: percent of the training labels. timing: batch of the comparison of the chains with one encoder
-    pass, 0 for none. Raises InputError for unknown properties, rows, fractions and sizes.
+    fractions: percent of the training labels. seeds: of the splits that are cut here, the labels drawn, the
+    heads' first weights; figures are means over them. timing: batch of the comparison of the chains with one
+    encoder pass, 0 for none. Raises InputError for unknown properties, rows, fractions and sizes.
     """
     settings = settings or Settings()
     _check(properties, rows, fractions, settings)
     journal = Journal(Path(out), "results.jsonl")
     found = journal.open(asdict(settings))
-    done = {(r["property"], r["row"], r["fraction"]) for r in found}
+    done = {(r["seed"], r["property"], r["fraction"], r["row"]) for r in found}
     where = pick_device(device)
-    wanted = [
-        row for row in rows if any((name, row, f) not in done for name in properties for f in fractions)
-    ]
-    variants = _variants(root, wanted, settings, Path(out, "pretraining"), str(where), progress)
+    wanted = [fit for fit in product(seeds, properties, fractions, rows) if fit not in done]
+    starts = list(dict.fromkeys(ROWS[row].start for *_, row in wanted))
+    variants = _variants(root, starts, settings, Path(out, "pretraining"), seeds[0], str(where), progress)
     with ProgressBar(progress, "crysdiff") as bar:
-        bar.add(len(properties) * len(rows) * len(fractions))
-        for name in properties:
-            todo = [(row, f) for f in fractions for row in rows if (name, row, f) not in done]
-            bar.advance(len(rows) * len(fractions) - len(todo))
-            data = load(root, name, settings) if todo else None
-            for row, fraction in todo:
-                assert data is not None
-                record = {"property": name, "row": row, "fraction": fraction}
+        bar.add(len(wanted))
+        for (seed, name), fits in groupby(wanted, key=lambda fit: fit[:2]):
+            data = load(root, name, settings, seed)
+            for *_, fraction, row in fits:
                 start = variants.get(ROWS[row].start)
-                record |= measure(data, row, fraction, settings, str(where), start)
+                record = {"seed": seed, "property": name, "row": row, "fraction": fraction}
+                record |= measure(data, row, fraction, settings, str(where), start, seed)
                 journal.append([record])
                 found.append(record)
                 bar.advance(1)
     result: dict[str, Any] = {
         "benchmark": "crysdiff",
         "settings": asdict(settings),
-        "records": found,
+        "records": pooled(found),
+        "pairs": pairs(found),
         "timing": time_chains(root, settings, timing, where) if timing else None,
         "environment": environment(where),
     }
     write_json(Path(out, "result.json"), result)
-    _print(result)
+    show_all(result)
     return result
 
 
 def _variants(
-    root: str | Path, rows: Sequence[str], settings: Settings, folder: Path, device: str, progress: bool
+    root: str | Path,
+    starts: Sequence[str],
+    settings: Settings,
+    folder: Path,
+    seed: int,
+    device: str,
+    progress: bool,
 ) -> dict[str, CrystalModel | EncoderConfig]:
-    names = [name for name in VARIANTS if any(ROWS[row].start == name for row in rows)]
+    names = [name for name in VARIANTS if name in starts]
     if not names:
         return {}
     data = corpus(root, settings.max_atoms)
-    amount, size, seed = settings.pretrain, settings.size, settings.seed
+    amount, size = settings.pretrain, settings.size
     return pretrain(names, data, amount, size, folder, seed=seed, device=device, progress=progress)
 
 
@@ -207,23 +212,23 @@ def _check(
         raise InputError(f"fractions are percent of the labels, within 0 and 100, not {bad[0]:g}")
 
 
-def load(root: str | Path, name: str, settings: Settings) -> Labelled:
+def load(root: str | Path, name: str, settings: Settings, seed: int = 0) -> Labelled:
     """The labelled crystals of one property; limits thin them out at random, the same for every row."""
     if name in JARVIS:
         arrays, y, parts, unit = _jarvis(root, name)
     else:
-        arrays, y, parts, unit = _supercon(root) if name == SUPERCON else _mp(root, name, settings.seed)
+        arrays, y, parts, unit = _supercon(root) if name == SUPERCON else _mp(root, name, seed)
     limits = {"train": settings.max_train, "val": None, "test": settings.max_test}
     if settings.max_train:
         limits["val"] = max(1, settings.max_train // 3)
-    draw = np.random.default_rng(1000 + settings.seed)
+    draw = np.random.default_rng(1000 + seed)
     fits = arrays.num_atoms <= (settings.max_atoms or arrays.num_atoms.max())
     parts = {k: draw.permutation(ids[fits[ids]])[: limits[k]] for k, ids in parts.items()}
     used = np.concatenate(list(parts.values()))
     cells, _ = primitive_cells(pack(arrays[used], labels=())[:])
     ends = np.cumsum([0, *(len(ids) for ids in parts.values())])
     places = {k: np.arange(ends[i], ends[i + 1]) for i, k in enumerate(parts)}
-    return Labelled(cells, y[used], places, unit)
+    return Labelled(cells, y[used], places, unit, used)
 
 
 Cut = tuple[Arrays, NDArray[np.float64], dict[str, Ids], str]
@@ -264,10 +269,11 @@ def measure(
     settings: Settings,
     device: str,
     start: CrystalModel | EncoderConfig | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """One fit and its figures on the test crystals. start: None for the encoder of the settings.
+    """One fit and its figures for each test crystal. start: None for the encoder of the settings.
 
-    From a start, `moved` is the MAE with each test crystal turned at random and its origin elsewhere.
+    From a start, `moved` is the error with the crystal turned at random and its origin elsewhere.
     """
     how, ids = ROWS[row], dict(data.parts)
     encoder = as_model(settings.encoder, "cpu", torch.float32) if start is None else start
@@ -276,8 +282,45 @@ def measure(
         encoder = encoder.config.encoder
     ids["train"] = ids["train"][: max(2, round(len(ids["train"]) * fraction / 100))]
     places = {k: torch.from_numpy(v) for k, v in ids.items()}
-    rounds = math.ceil(settings.seen * (10 if how.freeze else 1) / len(ids["train"]))
-    predictor = PropertyPredictor(
+    x, y, begin = data.crystals, data.y, time.perf_counter()
+    labelled = (x[places["train"]], y[ids["train"]], (x[places["val"]], y[ids["val"]]))
+    rounds = math.ceil(settings.seen / len(ids["train"]))
+    predictor = _predictor(how, encoder, how.freeze, rounds, settings, device, seed).fit(*labelled)
+    if how.again:
+        predictor = _predictor(how, predictor.model_, True, rounds, settings, device, seed).fit(*labelled)
+    seconds, truth = time.perf_counter() - begin, y[ids["test"]]
+    value, levels = predictor.predict(x[places["test"]], quantiles=(0.05, 0.5, 0.95, *_LEVELS))
+    low, high = levels[:, 0], levels[:, 2]
+    scores = {
+        "mae": np.abs(value - truth),
+        "crps": crps(levels[:, 3:], truth),
+        "width": high - low,
+        "deviation": np.abs(truth - np.median(y[ids["train"]])),
+    }
+    if start is not None:
+        scores["moved"] = np.abs(predictor.predict(moved(x[places["test"]])) - truth)
+    return {
+        **{k: len(v) for k, v in ids.items()},
+        "unit": data.unit,
+        "epochs": len(predictor.history_),
+        "seconds": seconds,
+        "crystals": data.rows[ids["test"]].tolist(),
+        "coverage": covered(low, high, truth).astype(int).tolist(),
+        **{k: [float(f"{each:.4g}") for each in v] for k, v in scores.items()},
+    }
+
+
+def _predictor(
+    how: Row,
+    encoder: CrystalModel | EncoderConfig,
+    freeze: bool,
+    rounds: int,
+    settings: Settings,
+    device: str,
+    seed: int,
+) -> PropertyPredictor:
+    rounds *= 10 if freeze else 1
+    return PropertyPredictor(
         encoder,
         how.method,
         primitive=False,
@@ -286,34 +329,10 @@ def measure(
         minutes=settings.minutes,
         lr=settings.lr,
         encoder_lr=settings.encoder_lr if isinstance(encoder, CrystalModel) else None,
-        freeze=how.freeze,
-        seed=settings.seed,
+        freeze=freeze,
+        seed=seed,
         device=device,
     )
-    x, y, begin = data.crystals, data.y, time.perf_counter()
-    predictor.fit(x[places["train"]], y[ids["train"]], (x[places["val"]], y[ids["val"]]))
-    seconds, truth = time.perf_counter() - begin, y[ids["test"]]
-    value, levels = predictor.predict(x[places["test"]], quantiles=(0.05, 0.5, 0.95, *_LEVELS))
-    low, high = levels[:, 0], levels[:, 2]
-    scores = {
-        "mae": np.abs(value - truth),
-        "crps": crps(levels[:, 3:], truth),
-        "coverage": covered(low, high, truth).astype(float),
-        "width": high - low,
-    }
-    if start is not None:
-        scores["moved"] = np.abs(predictor.predict(moved(x[places["test"]])) - truth)
-    ones = np.ones(len(truth))
-    return {
-        **{k: len(v) for k, v in ids.items()},
-        "unit": data.unit,
-        "epochs": len(predictor.history_),
-        "seconds": seconds,
-        "deviation": float(np.abs(truth - np.median(y[ids["train"]])).mean()),
-        **{k: {"mean": float(v.mean()), "interval": bootstrap_ratio(v, ones)} for k, v in scores.items()},
-        "errors": [float(f"{e:.4g}") for e in scores["mae"]],
-        "scores": [float(f"{e:.4g}") for e in scores["crps"]],
-    }
 
 
 def time_chains(root: str | Path, settings: Settings, crystals: int, device: torch.device) -> dict[str, Any]:
@@ -321,7 +340,7 @@ def time_chains(root: str | Path, settings: Settings, crystals: int, device: tor
     data = read_parquet(Path(root, "properties", "jarvis_3536.parquet"))
     model = as_model(settings.encoder, str(device), torch.float32)
     x = pack(data[:crystals], labels=())[:]
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(0)
     tuned: CrystalModel = with_target(model, PropertyConfig(head="diffusion"), 0).to(device).eval()
     head = tuned.property_head
     assert head is not None
@@ -342,84 +361,3 @@ def time_chains(root: str | Path, settings: Settings, crystals: int, device: tor
         "encoder_seconds": encode,
         "chain_seconds": dict(zip(list(spent)[1:], rest, strict=True)),
     }
-
-
-Records = Sequence[Mapping[str, Any]]
-
-
-def paired(records: Records, first: str, second: str, key: str) -> list[dict[str, Any]]:
-    """Mean of first - second over the same test crystals, and its 95 % interval: below 0, first is better."""
-    found = []
-    for a in (r for r in records if r["row"] == first):
-        same = (r for r in records if r["row"] == second and _place(r) == _place(a))
-        for b in same:
-            gap = np.asarray(a[key]) - np.asarray(b[key])
-            low, high = bootstrap_ratio(gap, np.ones(len(gap)))
-            found.append({"place": _place(a), "difference": float(gap.mean()), "interval": (low, high)})
-    return found
-
-
-def _place(record: Mapping[str, Any]) -> tuple[str, float]:
-    return record["property"], record["fraction"]
-
-
-def _print_pair(records: Records, first: str, second: str, key: str, label: str) -> None:
-    """On how many properties the first is better, and by how much on the same crystals."""
-    gaps = paired(records, first, second, key)
-    if not gaps:
-        return
-    below = sum(gap["difference"] < 0 for gap in gaps)
-    clearly, above = sum(gap["interval"][1] < 0 for gap in gaps), sum(gap["interval"][0] > 0 for gap in gaps)
-    count = f"on {below} of {len(gaps)} (clearly on {clearly}, clearly above on {above})"
-    print(f"{first} is below {second} in {label} {count}")
-    for gap in gaps:
-        (low, high), (name, share) = gap["interval"], gap["place"]
-        print(f"    {name}, {share:g} %: {gap['difference']:+.4g} ({low:+.4g} to {high:+.4g})")
-
-
-def _figure(part: Mapping[str, Any]) -> str:
-    low, high = part["interval"]
-    return f"{part['mean']:.4g} ({low:.4g}-{high:.4g})"
-
-
-def _print(result: Mapping[str, Any]) -> None:
-    records = result["records"]
-    for name in dict.fromkeys(r["property"] for r in records):
-        mine = sorted((r for r in records if r["property"] == name), key=lambda r: (-r["fraction"], r["row"]))
-        turned = any("moved" in r for r in mine)
-        table = [
-            (
-                r["row"] if r["fraction"] == 100 else f"{r['row']} ({r['fraction']:g} %)",
-                *(_figure(r[key]) for key in ("mae", "crps", "width")),
-                f"{100 * r['coverage']['mean']:.1f}",
-                *([_figure(r["moved"]) if "moved" in r else "-"] if turned else []),
-                str(r["train"]),
-                str(r["epochs"]),
-            )
-            for r in mine
-        ]
-        note = f"{mine[0]['test']} test crystals; the training median has MAE {mine[0]['deviation']:.4g}"
-        columns = ["", "MAE (95 %)", "CRPS (95 %)", "width of 90 %", "held %"]
-        columns += [*(["MAE, moved (95 %)"] if turned else []), "labels", "epochs"]
-        show(f"{name} {mine[0]['unit']}", columns, table, note)
-    for row in ABLATION[1:]:
-        for gap in paired(records, row, WHOLE, "errors"):
-            low, high = gap["interval"]
-            said = f"MAE {gap['difference']:+.4g} ({low:+.4g} to {high:+.4g}) beside {WHOLE}"
-            print(f"{gap['place'][0]}, {gap['place'][1]:g} %: {row}: {said}")
-    for first, second in PAIRS:
-        for key, label in (("errors", "MAE"), ("scores", "CRPS")):
-            _print_pair(records, first, second, key, label)
-    for row in USUAL:
-        held = [r["coverage"]["mean"] for r in records if r["row"] == row]
-        if held:
-            near = sum(abs(share - 0.9) <= 0.02 for share in held)
-            mean = f"{100 * float(np.mean(held)):.1f} % in the mean"
-            print(f"{row}: intervals of 90 % hold {mean}, 88 to 92 % on {near} of {len(held)}")
-    if clock := result["timing"]:
-        encode = clock["encoder_seconds"]
-        for chains, seconds in clock["chain_seconds"].items():
-            print(
-                f"{chains} chains after an encoder pass: {1 + seconds / encode:.2f} x the pass alone "
-                f"({clock['crystals']} crystals: {encode:.2f} + {seconds:.2f} s)"
-            )

@@ -17,11 +17,12 @@ from crystalml.datasets.arrays import Arrays, fractions, pack
 from crystalml.datasets.crysdb import ENERGY, EV_PER_A3, dft_frames, fit_references, frames
 from crystalml.device import pick_device
 from crystalml.elements import covalent_radii
-from crystalml.geometry.neighbors import neighbor_topology
+from crystalml.geometry.neighbors import neighbor_list
+from crystalml.models.periodic import PeriodicConfig
 from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
 
-CONTACT = 0.5  # in sums of covalent radii, see `PeriodicConfig.blind`
+CONTACT = PeriodicConfig.blind  # in sums of covalent radii
 
 
 def run(
@@ -100,11 +101,9 @@ def _touching(data: Arrays) -> NDArray[np.bool_]:
     packed, reach = pack(data), CONTACT * 2 * float(radii.max())
     for ids in torch.arange(len(data)).split(256):
         x = packed[ids]
-        near = neighbor_topology(x, reach)
-        delta = x.frac[near.j] - x.frac[near.i] + near.shift.to(x.dtype)
-        distance = torch.einsum("ei,eij->ej", delta, x.lattice[x.index[near.i]]).norm(dim=-1)
+        near = neighbor_list(x, reach)
         sums = radii[x.numbers[near.i]] + radii[x.numbers[near.j]]
-        found[ids[x.index[near.i[distance < CONTACT * sums]].unique()]] = True
+        found[ids[x.index[near.i[near.distance < CONTACT * sums]].unique()]] = True
     return found
 
 

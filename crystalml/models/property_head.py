@@ -12,6 +12,7 @@ from crystalml.models.error_bar import ErrorBar
 from crystalml.models.recalibration import Recalibration
 from crystalml.models.scalar_head import Kind, ScalarNoiseHead
 
+_NEAR = 1e-4  # standard deviations from where values end: there, but for rounding
 HeadKind = Literal["mlp", "linear", "kernel", "diffusion"]
 
 
@@ -21,7 +22,7 @@ class PropertyConfig:
 
     mean, std: of the training values; heads work with z = (y - mean) / std. classes: the names of a
     classification's classes, () for a number. points: training crystals that a "kernel" head keeps. noise:
-    the form of a "diffusion" head's network.
+    the form of a "diffusion" head's network. low, high: where values end, None for nowhere.
     """
 
     name: str = "y"
@@ -32,6 +33,8 @@ class PropertyConfig:
     head: HeadKind = "mlp"
     points: int = 0
     noise: Kind = "mlp"
+    low: float | None = None
+    high: float | None = None
 
     def build(self, dim: int) -> PropertyHead:
         if self.classes and self.head in ("kernel", "diffusion"):
@@ -46,7 +49,12 @@ class PropertyConfig:
         return (y - self.mean) / self.std
 
     def to_physical(self, z: Tensor) -> Tensor:
-        return z * self.std + self.mean
+        y, near = z * self.std + self.mean, _NEAR * self.std
+        if self.low is not None:
+            y = torch.where(y < self.low + near, self.low, y)
+        if self.high is not None:
+            y = torch.where(y > self.high - near, self.high, y)
+        return y
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "classes": list(self.classes)}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from crystalml.benchmarks import crysdiff
-from crystalml.benchmarks.crysdiff import PROPERTIES, Labelled, Settings, load, measure, paired, run
+from crystalml.benchmarks.crysdiff import PROPERTIES, Labelled, Settings, load, measure, run
+from crystalml.benchmarks.crysdiff_report import paired, pooled
 from crystalml.errors import InputError
 from crystalml.models.crysformer import CrysformerConfig
 from crystalml.models.model import ModelConfig
@@ -23,7 +24,8 @@ def encoder(tmp_path: Path) -> str:
 
 def few() -> Labelled:
     x, y = rand_crystals(0, 40, max_atoms=3), np.random.default_rng(0).normal(size=40)
-    return Labelled(x, y, {"train": np.arange(20), "val": np.arange(20, 30), "test": np.arange(30, 40)}, "eV")
+    parts = {"train": np.arange(20), "val": np.arange(20, 30), "test": np.arange(30, 40)}
+    return Labelled(x, y, parts, "eV", np.arange(40))
 
 
 def test_figures_of_a_fit(encoder: str) -> None:
@@ -31,9 +33,10 @@ def test_figures_of_a_fit(encoder: str) -> None:
     for row in ("frozen + diffusion", "scratch + regression", "frozen + diffusion (paper)"):
         found = measure(few(), row, 50, settings, "cpu")
         assert (found["train"], found["val"], found["test"], found["unit"]) == (10, 10, 10, "eV")
-        assert found["mae"]["mean"] == pytest.approx(np.mean(found["errors"]), rel=1e-3)
-        assert found["crps"]["mean"] <= found["mae"]["mean"] + found["width"]["mean"]
-        assert 0 <= found["coverage"]["mean"] <= 1
+        assert found["crystals"] == list(range(30, 40))
+        for mine, most in zip(found["crps"], np.add(found["mae"], found["width"]), strict=True):
+            assert 0 <= mine <= most
+        assert set(found["coverage"]) <= {0, 1}
         rounds = 4 * (10 if "frozen" in row else 1)  # of a guess, and of the noise head around it
         assert found["epochs"] <= rounds * (2 if row == "frozen + diffusion" else 1)
 
@@ -52,19 +55,44 @@ def test_a_run_goes_on_where_it_was(encoder: str, tmp_path: Path, monkeypatch: p
     run("", ["jarvis-kv"], rows[:1], settings=settings, device="cpu", progress=False, **kept)  # type: ignore[arg-type]
     found = run("", ["jarvis-kv"], rows, settings=settings, device="cpu", progress=False, **kept)  # type: ignore[arg-type]
     assert fits == rows and [r["row"] for r in found["records"]] == rows
+    again = {"seeds": (0, 1), "settings": settings, "device": "cpu", "progress": False, **kept}
+    found = run("", ["jarvis-kv"], rows, **again)  # type: ignore[arg-type]
+    assert fits == 2 * rows and [r["seeds"] for r in found["records"]] == [[0, 1], [0, 1]]
     with pytest.raises(InputError, match="seen"):
         run("", ["jarvis-kv"], rows, settings=Settings(encoder, seen=21), progress=False, **kept)  # type: ignore[arg-type]
 
 
+def fit(row: str, seed: int, crystals: list[int], mae: list[float]) -> dict[str, object]:
+    ones = [1.0] * len(mae)
+    lengths = {"train": 5, "val": 5, "epochs": 1, "seconds": 1.0}
+    figures = {"mae": mae, "crps": ones, "coverage": ones, "width": ones, "deviation": ones}
+    place = {"property": "p", "fraction": 100.0, "unit": "eV", "row": row, "seed": seed, "crystals": crystals}
+    return {**place, **lengths, **figures}
+
+
 def test_paired_differences() -> None:
-    place = {"property": "p", "fraction": 100.0}
-    records = [
-        {**place, "row": "a", "errors": [1.0, 2.0] * 50},
-        {**place, "row": "b", "errors": [2.0, 3.0] * 50},
-    ]
-    (gap,) = paired(records, "a", "b", "errors")
-    assert gap["difference"] == -1 and gap["interval"] == (-1, -1)
-    assert paired(records, "a", "c", "errors") == []
+    crystals = list(range(100))
+    records = [fit("a", 0, crystals, [1.0, 2.0] * 50), fit("b", 0, crystals, [2.0, 3.0] * 50)]
+    (gap,) = paired(records, "a", "b", "mae")
+    assert gap["mean"] == -1 and gap["interval"] == (-1, -1)
+    assert paired(records, "a", "c", "mae") == []
+    assert paired([*records, fit("a", 1, crystals, [9.0] * 100)], "a", "b", "mae")[0]["mean"] == -1
+
+
+def test_figures_over_seeds() -> None:
+    same, mae = list(range(50)), [1.0, 3.0] * 25
+    (one,) = pooled([fit("a", 0, same, mae)])
+    (again,) = pooled([fit("a", seed, same, mae) for seed in (0, 1, 2)])
+    assert again["mae"] == one["mae"] and (again["test"], again["seeds"]) == (50, [0, 1, 2])
+    (other,) = pooled([fit("a", seed, list(range(50 * seed, 50 * seed + 50)), mae) for seed in (0, 1, 2)])
+    low, high = other["mae"]["interval"]
+    assert (other["mae"]["mean"], other["test"]) == (2, 150)
+    assert one["mae"]["interval"][0] < low < 2 < high < one["mae"]["interval"][1]
+
+
+def test_a_head_learned_again(encoder: str) -> None:
+    found = measure(few(), "pretrained + regression again", 100, Settings(encoder, seen=20), "cpu")
+    assert found["epochs"] == 10
 
 
 def test_official_splits_and_limits(shared_data: Path) -> None:
