@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
 from pathlib import Path
@@ -157,7 +157,7 @@ def run(
     done = {(r["seed"], r["property"], r["fraction"], r["row"]) for r in found}
     where = pick_device(device)
     wanted = [fit for fit in product(seeds, properties, fractions, rows) if fit not in done]
-    starts = list(dict.fromkeys(ROWS[row].start for *_, row in wanted))
+    starts = {ROWS[row].start for *_, row in wanted}
     variants = _variants(root, starts, settings, Path(out, "pretraining"), seeds[0], str(where), progress)
     with ProgressBar(progress, "crysdiff") as bar:
         bar.add(len(wanted))
@@ -185,7 +185,7 @@ def run(
 
 def _variants(
     root: str | Path,
-    starts: Sequence[str],
+    starts: Set[str],
     settings: Settings,
     folder: Path,
     seed: int,
