@@ -31,7 +31,9 @@ def finetune(
     method: Annotated[str, typer.Option(help="regression, diffusion, ridge or gp.")] = "regression",
     encoder: Annotated[
         str | None,
-        typer.Option("--encoder", "--from", help="What to start from: shipped name, path or hf:// address."),
+        typer.Option(
+            "--encoder", "--from", help="The start: shipped name, path or hf:// address [default: dao-p]."
+        ),
     ] = None,
     unit: Annotated[str, typer.Option(help="Of the property.")] = "",
     epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 100,

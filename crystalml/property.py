@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Method = Literal["regression", "diffusion", "ridge", "gp"]
-DEFAULT_ENCODER = "fourierframenet-pfm"
+DEFAULT_ENCODER = "dao-p"  # fine-tuned, and frozen, the best of those shipped: docs/benchmarks.md
 _EDGE, _AT_EDGE = 0.05, 10  # share and number of values at one end that make it where values end
 _SIGMA = (0.15865525, 0.84134475)  # the interval of one standard deviation on both sides
 
