@@ -31,10 +31,10 @@ def check_calculator(
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Report: .json or .md.")] = None,
     kwargs: Annotated[str, typer.Option(help="Arguments of the class or function, as JSON.")] = "{}",
-    only: Annotated[str, typer.Option(help="Groups of checks, such as forces,stress [default: all].")] = "",
+    only: Annotated[str, typer.Option(help="Groups of checks, such as forces,stress \\[default: all].")] = "",
     elements: Annotated[str, typer.Option(help="Two that the calculator knows, such as Fe,O.")] = "",
     all_pairs: Annotated[bool, typer.Option(help="Scan the dimers of all known elements: long.")] = False,
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64 [default: found out].")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64 \\[default: found out].")] = None,
     seed: Seed = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No results while it runs.")] = False,
 ) -> None:

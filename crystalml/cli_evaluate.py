@@ -19,18 +19,18 @@ Reference = Annotated[
     str | None, typer.Option(help="What samples should be like: files, a folder, table.parquet#split.")
 ]
 Known = Annotated[
-    str | None, typer.Option(help="What is not novel, such as training crystals [default: reference].")
+    str | None, typer.Option(help="What is not novel, such as training crystals \\[default: reference].")
 ]
 EmbedderName = Annotated[
     str | None,
     typer.Option(
         help="Of the Frechet distance: a model, megnet[:FOLDER], alignn[:FOLDER] or module:name "
-        "[default: the default potential]."
+        "\\[default: the default potential]."
     ),
 ]
 Hull = Annotated[
     Path | None,
-    typer.Option("--hull", help="Known phases: .json, .json.xz, .parquet or .csv [default: CrysDB's]."),
+    typer.Option("--hull", help="Known phases: .json, .json.xz, .parquet or .csv \\[default: CrysDB's]."),
 ]
 
 judge = typer.Typer()
@@ -52,7 +52,7 @@ def evaluate(
     reference: Reference = None,
     known: Known = None,
     only: Annotated[
-        str, typer.Option(help="Groups of metrics, such as validity,match [default: all that can be].")
+        str, typer.Option(help="Groups of metrics, such as validity,match \\[default: all that can be].")
     ] = "",
     energy_model: Annotated[str, typer.Option(help="Model of energies and relaxation.")] = DEFAULT_POTENTIAL,
     embedder: EmbedderName = None,
@@ -108,8 +108,10 @@ def evaluate(
 )
 def hull(
     system: Annotated[str, typer.Argument(help="Elements joined by hyphens, such as Li-Fe-O.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder [default: hull-SYSTEM].")] = None,
-    formulas: Annotated[str, typer.Option(help="Sample these, such as LiFeO2,Li2O [default: chosen].")] = "",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder \\[default: hull-SYSTEM].")] = None,
+    formulas: Annotated[
+        str, typer.Option(help="Sample these, such as LiFeO2,Li2O \\[default: chosen].")
+    ] = "",
     max_formulas: Annotated[int, typer.Option(min=1, help="Most formulas to choose.")] = 40,
     max_formula_atoms: Annotated[int, typer.Option(min=2, help="Most atoms of a formula chosen.")] = 8,
     n: Annotated[int, typer.Option("-n", min=1, help="Structures of each formula.")] = 8,
@@ -218,7 +220,7 @@ def frechet(
     test: Annotated[Path, typer.Option(help="Parquet file of crystals.")],
     embedder: EmbedderName = None,
     subset: Subset = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", min=8, help="Crystals [default: all].")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=8, help="Crystals \\[default: all].")] = None,
     noisy: Annotated[int, typer.Option(min=8, help="Of these, to add noise to half of.")] = 2000,
     seeds: Annotated[str, typer.Option(help="A list such as 0,1,2.")] = "0,1,2",
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of result and picture.")] = Path(
@@ -254,8 +256,10 @@ def generators(
         str, typer.Option(help="A list of diffusion models; prototypes is the substitution baseline.")
     ] = "gemsdiff,dao-g,diffcsp,prototypes",
     subset: Subset = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", min=4, help="Compositions [default: all].")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the sampler [default: each its own].")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=4, help="Compositions \\[default: all].")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of the sampler \\[default: each its own].")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Seeds, from --seed on, to draw samples by.")] = 1,
     energy_model: Annotated[str, typer.Option(help="Of the energies.")] = DEFAULT_POTENTIAL,
     embedder: EmbedderName = None,

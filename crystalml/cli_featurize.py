@@ -34,7 +34,7 @@ def featurize(
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "fourierframenet-pfm",
     sites: Annotated[bool, typer.Option("--sites", help="One row an atom, not one a crystal.")] = False,
     primitive: Annotated[bool, typer.Option(help="Reduce to primitive cells first.")] = True,
-    n: Annotated[int | None, typer.Option("-n", min=1, help="So many at random [default: all].")] = None,
+    n: Annotated[int | None, typer.Option("-n", min=1, help="So many at random \\[default: all].")] = None,
     seed: Seed = 0,
     device: Device = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
@@ -123,7 +123,7 @@ def curves(
 def map_(
     table: Annotated[Path, typer.Argument(help="Table written by `crystalml featurize`.")],
     method: Annotated[str, typer.Option(help="pca, tsne or umap (needs umap-learn).")] = "pca",
-    color: Annotated[str | None, typer.Option(help="Column to color by [default: chemistry].")] = None,
+    color: Annotated[str | None, typer.Option(help="Column to color by \\[default: chemistry].")] = None,
     seed: Seed = 0,
     out: Annotated[Path, typer.Option("--out", "-o", help="Picture, or .html to look around in.")] = Path(
         "map.png"
@@ -144,7 +144,9 @@ def map_(
 @features.command(name="pack-csd", epilog=examples("crystalml pack-csd -o csd.safetensors --max-atoms 200"))
 def pack_csd(
     out: Annotated[Path, typer.Option("--out", "-o", help="The packed file, .safetensors.")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Look at so many entries [default: all].")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Look at so many entries \\[default: all].")
+    ] = None,
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = 200,
 ) -> None:
     """Pack the Cambridge Structural Database for pretraining; needs its Python API and a licence."""
@@ -181,7 +183,7 @@ def matbench(
     folds: Annotated[str, typer.Option(help="random (60/20/20, the paper's) or official (MatBench's).")] = (
         "random"
     ),
-    max_train: Annotated[int | None, typer.Option(min=2, help="Labels at most [default: all].")] = None,
+    max_train: Annotated[int | None, typer.Option(min=2, help="Labels at most \\[default: all].")] = None,
     max_test: Annotated[int | None, typer.Option(min=1, help="Test crystals at most.")] = None,
     seen: Annotated[int, typer.Option(min=1, help="Crystals shown to a network while it learns.")] = 100_000,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
@@ -249,9 +251,9 @@ def features_speed(
 def crysdiff(
     folder: Annotated[Path, typer.Argument(help="The folder with properties/ and crysdb/.")],
     properties: Annotated[
-        str | None, typer.Option(help="A list such as jarvis-kv,mp-gap [default: all]")
+        str | None, typer.Option(help="A list such as jarvis-kv,mp-gap \\[default: all]")
     ] = None,
-    rows: Annotated[str | None, typer.Option(help="'frozen + diffusion,...' [default: all]")] = None,
+    rows: Annotated[str | None, typer.Option(help="'frozen + diffusion,...' \\[default: all]")] = None,
     fractions: Annotated[str, typer.Option(help="Percent of the labels, a list.")] = "100",
     encoder: Annotated[str, typer.Option(help="Pretrained weights to start from.")] = "diffcsp",
     seen: Annotated[

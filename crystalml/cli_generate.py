@@ -128,13 +128,13 @@ def _structure(path: Path | None) -> Structure | None:
 def hybrid(
     test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
     shots: Annotated[str, typer.Option(help="Answers a target, a list such as 1,20.")] = "1,5,20",
-    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets \\[default: all].")] = None,
     subset: Subset = None,
     same_formula: Annotated[
         bool, typer.Option(help="Let training crystals of a target's own formula count.")
     ] = True,
     potential: Annotated[str, typer.Option(help="What tells energies and relaxes, or none.")] = "dao-p",
-    ranker: Annotated[Path | None, typer.Option(help="A ranker's JSON [default: the shipped one].")] = None,
+    ranker: Annotated[Path | None, typer.Option(help="A ranker's JSON \\[default: the shipped one].")] = None,
     pool: Annotated[int, typer.Option(min=1, help="Proposals looked at.")] = 40,
     relax_steps: Annotated[int, typer.Option(min=0, help="Steps of relaxation.")] = 15,
     noise_level: Annotated[float, typer.Option(min=0, max=1, help="Partial noising first.")] = 0.0,
@@ -175,7 +175,7 @@ def solvers(
         str, typer.Option(help="Network evaluations a sample, at most.")
     ] = "20,50,100,200,2000",
     shots: Annotated[str, typer.Option(help="Samples a target, a list such as 1,20.")] = "1",
-    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets \\[default: all].")] = None,
     subset: Subset = None,
     picture: Annotated[Path | None, typer.Option(help="Draw match rate over evaluations here.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes for matching.")] = 1,
@@ -209,9 +209,11 @@ def ablation(
     test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
     subset: Subset = None,
     shots: Annotated[str, typer.Option(help="Samples a target, a list such as 1,20.")] = "1,20",
-    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets \\[default: all].")] = None,
     solver: Annotated[str, typer.Option(help="pc, ancestral, euler, heun or multistep.")] = "pc",
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps [default: the solver's].")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampling steps \\[default: the solver's].")
+    ] = None,
     guide: Annotated[str, typer.Option(help="Whose energies guidance follows.")] = "dao-p-diffusion",
     energy_model: Annotated[str, typer.Option(help="Whose energies tell stability.")] = "dao-p",
     processes: Annotated[int, typer.Option(min=1, help="Processes for matching.")] = 1,

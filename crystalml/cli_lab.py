@@ -73,7 +73,7 @@ def train(
     val: Annotated[Path | None, typer.Option(help="Packed validation set.")] = None,
     size: Annotated[str, typer.Option(help="tiny, small, base or paper.")] = "small",
     minutes: Annotated[
-        float | None, typer.Option(help="Train this long [default: 10 if no --steps].")
+        float | None, typer.Option(help="Train this long \\[default: 10 if no --steps].")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Or end after this many steps.")] = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
@@ -83,7 +83,7 @@ def train(
     init: Annotated[Path | None, typer.Option(help="Start from these weights (fine-tuning).")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out, if there is one.")] = True,
     compile: Annotated[
-        bool | None, typer.Option(help="torch.compile: minutes at first, then faster [default: on a GPU].")
+        bool | None, typer.Option(help="torch.compile: minutes at first, then faster \\[default: on a GPU].")
     ] = None,
     seed: Seed = 0,
     device: Device = None,
@@ -172,8 +172,10 @@ def csp(
     test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-g",
     shots: Annotated[str, typer.Option(help="Samples a target, a list such as 1,20.")] = "1,20",
-    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps [default: the recipe's].")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets \\[default: all].")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampling steps \\[default: the recipe's].")
+    ] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Strength of the pull to low energy.")] = 0.0,
     order: Annotated[str, typer.Option(help="Predictor-corrector order: code or paper.")] = "code",
     gated: Annotated[bool, typer.Option(help="Also report rates behind the validity gate.")] = True,
@@ -209,7 +211,7 @@ def csp(
 def energy(
     test: Annotated[Path, typer.Option(help="Parquet file with formation energies.")],
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
-    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Crystals [default: all].")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Crystals \\[default: all].")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file of the result.")] = None,
     seed: Seed = 0,
     device: Device = None,
@@ -226,7 +228,7 @@ def energy(
 def prototypes(
     test: Annotated[Path, typer.Option(help="Parquet file of target crystals, or structure files.")],
     shots: Annotated[str, typer.Option(help="Predictions a target, a list such as 1,20.")] = "1,5,20",
-    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets [default: all].")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Targets \\[default: all].")] = None,
     subset: Subset = None,
     same_formula: Annotated[
         bool, typer.Option(help="Let training crystals of a target's own formula count.")
@@ -261,7 +263,7 @@ def forces(
     folder: Annotated[Path, typer.Argument(help="A CrysDB folder with labelled frames.")],
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
     split: Annotated[str, typer.Option(help="val or train (CHGNet's labels), or dft (PBE's).")] = "val",
-    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Frames [default: all].")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", min=1, help="Frames \\[default: all].")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file of the result.")] = None,
     seed: Seed = 0,
     device: Device = None,
@@ -363,14 +365,14 @@ def relax(
 def potential_speed(
     model: Annotated[str, typer.Option(help="Shipped name, path or hf:// address.")] = "dao-p",
     chgnet_python: Annotated[
-        Path | None, typer.Option(help="Interpreter that has CHGNet installed [default: without CHGNet].")
+        Path | None, typer.Option(help="Interpreter that has CHGNet installed \\[default: without CHGNet].")
     ] = None,
     matgl: Annotated[bool, typer.Option(help="Time matgl's TensorNet, too.")] = True,
     compiled: Annotated[bool, typer.Option(help="Time the potential compiled, too.")] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; the fastest counts.")] = 5,
     relaxations: Annotated[int, typer.Option(min=0, help="Crystals to relax; 0 for none.")] = 64,
     crystals: Annotated[
-        Path | None, typer.Option(help="Parquet file to take them from [default: common structure types].")
+        Path | None, typer.Option(help="Parquet file to take them from \\[default: common structure types].")
     ] = None,
     scaling: Annotated[bool, typer.Option(help="Cost per atom up to 5,120 atoms.")] = True,
     threads: Annotated[int, typer.Option(min=1, help="Of each contestant.")] = 1,
@@ -399,7 +401,7 @@ def potential_speed(
 
 @benchmark.command(epilog=examples("crystalml benchmark speed", "crystalml benchmark speed --crystals 256"))
 def speed(
-    test: Annotated[Path | None, typer.Option(help="Parquet file of crystals [default: random]")] = None,
+    test: Annotated[Path | None, typer.Option(help="Parquet file of crystals \\[default: random]")] = None,
     crystals: Annotated[int, typer.Option(min=1, help="How many.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps to time.")] = 5,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; the fastest counts.")] = 3,

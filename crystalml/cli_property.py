@@ -32,14 +32,14 @@ def finetune(
     encoder: Annotated[
         str | None,
         typer.Option(
-            "--encoder", "--from", help="The start: shipped name, path or hf:// address [default: dao-p]."
+            "--encoder", "--from", help="The start: shipped name, path or hf:// address \\[default: dao-p]."
         ),
     ] = None,
     unit: Annotated[str, typer.Option(help="Of the property.")] = "",
     epochs: Annotated[int, typer.Option(min=1, help="At most.")] = 100,
     minutes: Annotated[float | None, typer.Option(help="Train no longer than this.")] = None,
     lr: Annotated[float, typer.Option(help="Learning rate of the head.")] = 1e-3,
-    encoder_lr: Annotated[float | None, typer.Option(help="Of the encoder [default: the method's]")] = None,
+    encoder_lr: Annotated[float | None, typer.Option(help="Of the encoder \\[default: the method's]")] = None,
     freeze: Annotated[bool, typer.Option("--freeze", help="Leave the encoder as it is.")] = False,
     seed: Seed = 0,
     device: Device = None,
@@ -105,7 +105,9 @@ def _table(path: Path, target: str) -> tuple[list[Structure], Any]:
 def predict(
     model: Annotated[str, typer.Argument(help="A fine-tuned model: path, shipped name or hf:// address.")],
     files: Annotated[list[str], typer.Argument(help="Structure files, folders or globs.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file [default: the terminal].")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="CSV file \\[default: the terminal].")
+    ] = None,
     quantiles: Annotated[str | None, typer.Option(help="Levels such as 0.05,0.5,0.95.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Chains of a diffusion model.")] = 20,
     plot: Annotated[Path | None, typer.Option(help="Picture of the distributions, .png or .svg.")] = None,

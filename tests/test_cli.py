@@ -11,6 +11,7 @@ import time
 import pytest
 import typer
 from pymatgen.core import Lattice, Structure
+from rich.text import Text
 
 import crystalml
 from crystalml import cli
@@ -62,6 +63,21 @@ def test_the_list_above_is_complete():
         return own + [prefix + rest for prefix, group in groups for rest in names(group)]
 
     assert sorted(names(cli.app)) == sorted(COMMANDS)
+
+
+def test_options_lose_no_words_to_markup():
+    """Brackets are markup to rich unless they are escaped: '[default: all]' would be shown as nothing."""
+
+    def texts(command):
+        for parameter in command.params:
+            yield getattr(parameter, "help", None)
+        for part in getattr(command, "commands", {}).values():
+            yield from texts(part)
+
+    found = [text for text in texts(typer.main.get_command(cli.app)) if text]
+    assert any("default: all" in text for text in found)
+    for text in found:
+        assert Text.from_markup(text).plain == text.replace("\\[", "["), text
 
 
 def test_seed_and_device_everywhere_they_mean_something(run):
