@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ from crystalml.errors import FileReadError, InputError
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
+    from pymatgen.io.cif import CifParser
 
 KINDS = (
     "CIF (.cif, .cif.zip), POSCAR / CONTCAR (.vasp), extended XYZ (.extxyz, .xyz) "
     "or pymatgen JSON (.json, .jsonl)"
 )
+_ROUNDED = r"Issues encountered while parsing CIF: \d+ fractional coordinates rounded to ideal values[^\n]*$"
 
 
 def expand(path: str | Path) -> list[Path]:
@@ -58,7 +61,13 @@ def parse(path: Path) -> list[Structure] | list[Atoms]:
 def _cif(path: Path) -> list[Structure]:
     from pymatgen.io.cif import CifParser
 
-    return CifParser(path).parse_structures(primitive=False)
+    return _crystals(CifParser(path))
+
+
+def _crystals(cif: CifParser) -> list[Structure]:
+    with warnings.catch_warnings():  # 0.3333 means a third: for a folder of files that is a page of warnings
+        warnings.filterwarnings("ignore", message=_ROUNDED)
+        return cif.parse_structures(primitive=False)
 
 
 def _poscar(path: Path) -> list[Structure]:
@@ -99,7 +108,7 @@ def _zip(path: Path) -> list[Structure]:
     with zipfile.ZipFile(path) as archive:
         names = sorted(name for name in archive.namelist() if name.lower().endswith(".cif"))
         texts = [archive.read(name).decode("utf-8") for name in names]
-    return [s for text in texts for s in CifParser.from_str(text).parse_structures(primitive=False)]
+    return [s for text in texts for s in _crystals(CifParser.from_str(text))]
 
 
 _PARSERS: dict[str, Callable[[Path], list[Structure] | list[Atoms]]] = {

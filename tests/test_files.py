@@ -1,6 +1,7 @@
 """Reading files: every kind, folders, globs, and bad files among good ones."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,19 @@ def test_what_generate_writes_is_read(tmp_path: Path, name: str) -> None:
     found = [s for _, s in read_structures(tmp_path / name).structures]
     assert [s.reduced_formula for s in found] == ["NaCl", "NaCl"]
     assert all(StructureMatcher().fit(s, SALT) for s in found)
+
+
+def test_thirds_of_a_cif_are_no_news_but_what_is_wrong_is(tmp_path: Path) -> None:
+    file, hexagon = (
+        tmp_path / "a.cif",
+        Structure(Lattice.hexagonal(3.2, 5.2), ["Mg", "Mg"], [[1 / 3, 2 / 3, 0.25], [2 / 3, 1 / 3, 0.75]]),
+    )
+    text = hexagon.to(fmt="cif").replace("0.33333333", "0.3333").replace("0.66666667", "0.6667")
+    file.write_text(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ((_, found),) = read_structures(file).structures
+    assert abs(found.frac_coords[0, 0] - 1 / 3) < 1e-12
+    file.write_text(text.replace("sum   Mg2", "sum   'Mg2 Na1'"))
+    with pytest.warns(UserWarning, match="Missing elements Na"):
+        read_structures(file)
