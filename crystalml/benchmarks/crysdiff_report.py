@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalml.benchmarks.report import show
-from crystalml.metrics.intervals import bootstrap_ratio
+from crystalml.metrics.intervals import bootstrap_mean
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -71,9 +71,7 @@ def pairs(records: Records) -> list[dict[str, Any]]:
 
 def _mean(values: NDArray[Any], crystals: NDArray[Any]) -> dict[str, Any]:
     """The mean and its interval; a crystal that several seeds test is drawn with all of them or not."""
-    _, place = np.unique(crystals, return_inverse=True)
-    interval = bootstrap_ratio(np.bincount(place, values), np.bincount(place))
-    return {"mean": float(values.mean()), "interval": interval}
+    return {"mean": float(values.mean()), "interval": bootstrap_mean(values, crystals)}
 
 
 def _place(record: Mapping[str, Any]) -> tuple[str, float]:

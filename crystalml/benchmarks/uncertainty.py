@@ -19,7 +19,7 @@ from crystalml.datasets.crysdb import ENERGY
 from crystalml.datasets.packed import PackedDataset
 from crystalml.device import pick_device
 from crystalml.errors import InputError, UnsupportedError
-from crystalml.metrics.intervals import bootstrap_ratio
+from crystalml.metrics.intervals import bootstrap_mean
 from crystalml.models.error_bar import LEVELS, ErrorBar
 
 Array = NDArray[Any]
@@ -132,9 +132,7 @@ def _measure(
 
 
 def _coverage(inside: Array, family: Array) -> dict[str, Any]:
-    _, place = np.unique(family, return_inverse=True)
-    hits, total = np.bincount(place, inside), np.bincount(place)
-    return {"share": float(inside.mean()), "interval": bootstrap_ratio(hits, total)}
+    return {"share": float(inside.mean()), "interval": bootstrap_mean(inside, family)}
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -34,6 +34,12 @@ def bootstrap_ratio(
     return float(low), float(high)
 
 
+def bootstrap_mean(values: NDArray[Any], families: NDArray[Any]) -> Interval:
+    """95 % interval of the mean where rows (n,) of one family are drawn together or not at all."""
+    _, place = np.unique(families, return_inverse=True)
+    return bootstrap_ratio(np.bincount(place, values), np.bincount(place))
+
+
 def bootstrap(
     statistic: Callable[..., float],
     *samples: NDArray[Any],
