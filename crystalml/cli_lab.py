@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,7 +25,7 @@ lab.add_typer(benchmark, name="benchmark")
         "crystalml pack ../shared/data -o train.safetensors --max-atoms 20",
         "crystalml pack ../shared/data -o p.safetensors --max-atoms 20 --labelled --frames 15000",
         "crystalml pack ../shared/data -o val.safetensors --split val --benchmark mp_20_val",
-        "crystalml pack ../shared/data -o f.safetensors --labelled --frames 149057 --forces --align",
+        "crystalml pack ../shared/data -o f.safetensors --labelled --frames 149057 --forces --align --minima",
     )
 )
 def pack(
@@ -44,6 +44,9 @@ def pack(
     align: Annotated[
         bool, typer.Option("--align", help="Move frames to the DFT energies of their crystals.")
     ] = False,
+    minima: Annotated[
+        bool, typer.Option("--minima", help="Crystals carry zero forces and stresses: DFT relaxed them.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Pack a CrysDB folder into one small file to train on."""
@@ -51,7 +54,7 @@ def pack(
 
     data = training_set(
         folder, split, max_atoms, frames, seed,
-        benchmark=subset, labelled=labelled, forces=forces, align=align,
+        benchmark=subset, labelled=labelled, forces=forces, align=align, minima=minima,
     )  # fmt: skip
     data.save(out)
     labels = ", ".join(f"{name} ({int(value.isfinite().sum())})" for name, value in data.labels.items())
@@ -77,7 +80,10 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Or end after this many steps.")] = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    weight_decay: Annotated[float, typer.Option(min=0, help="AdamW's.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(min=0, help="The optimiser's.")] = 0.0,
+    optimizer: Annotated[
+        Literal["adamw", "muon"], typer.Option(help="adamw; or muon: fewer, slower steps.")
+    ] = "adamw",
     pairs: Annotated[int, typer.Option(min=1, help="Atom pairs a batch, padded: more needs memory.")] = 8_000,
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from these weights (fine-tuning).")] = None,
@@ -106,7 +112,14 @@ def train(
             recipe=recipe,
             out=out,
             size=size,  # type: ignore[arg-type]  # checked by the recipe, which lists the sizes
-            fit=FitConfig(steps=steps, minutes=length, lr=lr, weight_decay=weight_decay, seed=seed),
+            fit=FitConfig(
+                steps=steps,
+                minutes=length,
+                lr=lr,
+                weight_decay=weight_decay,
+                seed=seed,
+                optimizer=optimizer,
+            ),
             pairs=pairs,
             max_atoms=max_atoms,
             init=init,

@@ -27,6 +27,7 @@ def training_set(
     labelled: bool = False,
     forces: bool = False,
     align: bool = False,
+    minima: bool = False,
 ) -> PackedDataset:
     """CrysDB crystals, and with num_frames that many labelled frames, as one packed set.
 
@@ -35,7 +36,7 @@ def training_set(
     benchmark: keep only crystals of this official set (`BENCHMARKS`). labelled: only those with an energy.
     Frames are rattled or decorated ones; with forces the undistorted are among them too, and frames carry
     `forces` (n, 3) in eV/A and `stress` (b, 3, 3) in eV/A^3, which are NaN in crystals.
-    align: see `_aligned`.
+    align: see `_aligned`. minima: crystals carry forces and stresses of zero, since DFT relaxed them.
     parent: a number for each crystal and all frames made from it, so that a set can be cut between families.
     """
     if benchmark is not None and benchmark not in BENCHMARKS[1:]:
@@ -47,7 +48,9 @@ def training_set(
     if labelled:
         keep &= np.isfinite(crystals.labels[ENERGY_FILLED])
     crystals = crystals[keep]
-    parts = [_labelled(crystals, crystals.labels[ENERGY_FILLED], 0.0)]
+    if minima:
+        crystals = _at_rest(crystals)
+    parts = [_labelled(crystals, crystals.labels[ENERGY_FILLED], 0.0, minima)]
     if num_frames:
         pool = frames(root, split, max_atoms)
         moved = forces | (pool.strings["kind"] != "equilibrium")
@@ -60,6 +63,16 @@ def training_set(
     data = Arrays.cat(parts)
     parent = np.unique(data.ids, return_inverse=True)[1].astype(np.float32)
     return pack(replace(data, labels={**data.labels, "parent": parent}))
+
+
+def _at_rest(crystals: Arrays) -> Arrays:
+    """Crystals with zero forces (n, 3) and stresses (b, 3, 3).
+
+    DFT relaxed them until energies settled: both are small, if not quite zero, and say where minima lie.
+    """
+    atoms, cells = len(crystals.numbers), len(crystals)
+    labels = {**crystals.labels, "stress": np.zeros((cells, 3, 3), np.float32)}
+    return replace(crystals, labels=labels, atom_labels={"forces": np.zeros((atoms, 3), np.float32)})
 
 
 def _aligned(part: Arrays, pool: Arrays, crystals: Arrays) -> Arrays:

@@ -67,3 +67,14 @@ def test_aligning_moves_energies_a_little(shared_data):
     frames = plain.labels["off_equilibrium"] == 1
     assert (gap[~frames].nan_to_num() == 0).all()
     assert 0 < gap[frames].mean() < 0.05 and gap.nan_to_num().max() <= MAX_GAP + 1e-6
+
+
+def test_relaxed_crystals_carry_zero_forces_and_stresses_where_asked(shared_data: Path) -> None:
+    pytest.importorskip("pyarrow")
+    plain, minima = (training_set(shared_data, "val", max_atoms=3, minima=m) for m in (False, True))
+    assert not plain.site_labels and "stress" not in plain.labels
+    assert (minima.site_labels["forces"] == 0).all() and (minima.labels["stress"] == 0).all()
+    assert minima.site_labels["forces"].shape == minima.frac.shape
+    both = training_set(shared_data, "val", max_atoms=3, num_frames=40, forces=True, minima=True)
+    frame = both.labels["off_equilibrium"] == 1
+    assert both.labels["stress"].isfinite().all() and both.labels["stress"][frame].abs().median() > 1e-4

@@ -1,11 +1,13 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from crystalml import recipes
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.packed import PackedDataset, SizeBatches
 from crystalml.errors import TrainingError
@@ -17,7 +19,7 @@ from crystalml.objectives.denoising import Denoising
 from crystalml.objectives.energy import IntermediateEnergy
 from crystalml.testing import rand_crystals
 from crystalml.training.ema import EMA
-from crystalml.training.fit import FitConfig, fit, learning_rate
+from crystalml.training.fit import FitConfig, fit, learning_rate, optimizers
 
 OBJECTIVE = Denoising(CrystalNoise.diffcsp(20))
 
@@ -41,7 +43,15 @@ def _weights(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def test_the_loss_falls() -> None:
+OPTIMIZERS: list[Literal["adamw", "muon"]] = ["adamw", "muon"]
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon: torch >= 2.9")
+each_optimizer = pytest.mark.parametrize(
+    "optimizer", [OPTIMIZERS[0], pytest.param(OPTIMIZERS[1], marks=needs_muon)]
+)
+
+
+@each_optimizer
+def test_the_loss_falls(optimizer: Literal["adamw", "muon"]) -> None:
     data = _data()
     data = PackedDataset(
         data.numbers, data.frac, data.lattice, data.num_atoms, {"energy": torch.linspace(-3, 1, 12)}
@@ -50,14 +60,21 @@ def test_the_loss_falls() -> None:
     model = ModelConfig(CrysformerConfig(16, 1, 2, 8, 4, 8, "log"), energy=EnergyScale()).build()
     objective = IntermediateEnergy(OBJECTIVE.noise, EnergyScale(), clean=1.0)
     losses = [
-        out["loss"] for _, out in fit(model, objective, data, _batches(data), FitConfig(steps=150, lr=1e-2))
+        out["loss"]
+        for _, out in fit(
+            model, objective, data, _batches(data), FitConfig(steps=150, lr=1e-2, optimizer=optimizer)
+        )
     ]
     assert len(losses) == 150
     assert sum(losses[-30:]) < 0.3 * sum(losses[:30])
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    data, config = _data(), FitConfig(steps=12, lr=1e-3, checkpoint_seconds=0)
+@each_optimizer
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, optimizer: Literal["adamw", "muon"]
+) -> None:
+    data = _data()
+    config = FitConfig(steps=12, lr=1e-3, checkpoint_seconds=0, optimizer=optimizer)
     whole = _model()
     for run, _ in fit(whole, OBJECTIVE, data, _batches(data), config):
         whole_average = run.ema.shadow
@@ -121,6 +138,22 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert rates[0] == pytest.approx(1e-5) and rates[2] == pytest.approx(1e-3)
     assert rates[0] < rates[1] < rates[2] > rates[3] > rates[4]
     assert rates[4] == pytest.approx(1e-5)
+
+
+def test_muon_updates_the_matrices_and_adamw_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = recipes.dao_p("tiny").model.build()
+    assert len(optimizers(model, FitConfig(steps=1))) == 1
+    if hasattr(torch.optim, "Muon"):
+        rest, muon = optimizers(model, FitConfig(steps=1, optimizer="muon"))
+        matrices, others = ({p for group in o.param_groups for p in group["params"]} for o in (muon, rest))
+        assert matrices | others == set(model.parameters()) and not matrices & others
+        assert all(p.dim() == 2 for p in matrices)
+        assert model.encoder.embed_own.weight not in matrices  # rows of a table are no map
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(TrainingError, match=r"torch >= 2\.9"):
+        FitConfig(steps=1, optimizer="muon")
+    with pytest.raises(TrainingError, match="adamw or muon"):
+        FitConfig(steps=1, optimizer="lion")  # type: ignore[arg-type]
 
 
 def test_a_run_needs_an_end() -> None:
