@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crystalml.benchmarks.matbench_tasks import TASKS, Task, load_task, split
+from crystalml.benchmarks.matbench_tasks import TASKS, Data, Task, load_task, split
 from crystalml.benchmarks.report import environment, show
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.arrays import pack
@@ -21,7 +21,7 @@ from crystalml.device import pick_device
 from crystalml.embed import knows_cell
 from crystalml.errors import InputError
 from crystalml.journal import Journal, write_json
-from crystalml.metrics.intervals import bootstrap_ratio
+from crystalml.metrics.intervals import bootstrap_mean
 from crystalml.models.model import EncoderConfig
 from crystalml.primitive import primitive_cells
 from crystalml.progress import ProgressBar
@@ -162,10 +162,7 @@ def _task(
 ) -> Any:
     """One record for each (row, seed, share)."""
     data = load_task(root, name)
-    parts = {
-        seed: split(data, seed, settings.folds, settings.max_train, settings.max_test)
-        for seed in {seed for _, seed, _ in todo}
-    }
+    parts = {seed: _split(data, seed, settings) for seed in {seed for _, seed, _ in todo}}
     used = np.unique(np.concatenate([ids for part in parts.values() for ids in part.values()]))
     cells = pack(data.crystals[used], labels=())[:]
     if any(_sees_cells(row, start) for row, _, _ in todo):
@@ -189,6 +186,10 @@ def _task(
             "seconds": time.perf_counter() - begun,
             "errors": [float(f"{e:.4g}") for e in error],
         }
+
+
+def _split(data: Data, seed: int, settings: Settings) -> dict[str, NDArray[np.int64]]:
+    return split(data, seed, settings.folds, settings.max_train, settings.max_test)
 
 
 def _base(row: str) -> str:
@@ -284,13 +285,15 @@ def summary(
         mine = [r for r in records if r["task"] == name]
         if not mine:
             continue
-        cells = {}
+        data, cells = load_task(root, name), {}
+        tested = {seed: _split(data, seed, settings)["test"] for seed in {r["seed"] for r in mine}}
         for row in sorted({r["row"] for r in mine}, key=_rank):
             for share in sorted({r["share"] for r in mine if r["row"] == row}):
                 these = [r for r in mine if r["row"] == row and r["share"] == share]
-                cells[f"{row}@{share}"] = _figures(these) | {"minus_random": _minus_random(these, mine)}
+                gain = _minus_random(these, mine, tested)
+                cells[f"{row}@{share}"] = _figures(these, tested) | {"minus_random": gain}
         task = TASKS[name]
-        at_hand = len(load_task(root, name))
+        at_hand = len(data)
         tasks[name] = {
             "unit": task.unit,
             "at_hand": at_hand,
@@ -308,12 +311,13 @@ def summary(
     }
 
 
-def _figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _figures(records: Sequence[Mapping[str, Any]], tested: Mapping[int, NDArray[np.int64]]) -> dict[str, Any]:
+    """tested: seed -> crystals; one that several seeds test is drawn once by the bootstrap."""
     errors = np.concatenate([np.asarray(r["errors"]) for r in records])
     maes = [r["mae"] for r in records]
     return {
         "mae": float(np.mean(maes)),
-        "interval": bootstrap_ratio(errors, np.ones(len(errors))),
+        "interval": bootstrap_mean(errors, np.concatenate([tested[r["seed"]] for r in records])),
         "seeds": maes,
         "train": records[0]["train"],
         "val": records[0]["val"],
@@ -323,7 +327,9 @@ def _figures(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _minus_random(
-    records: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+    records: Sequence[Mapping[str, Any]],
+    others: Sequence[Mapping[str, Any]],
+    tested: Mapping[int, NDArray[np.int64]],
 ) -> dict[str, Any] | None:
     """A row's MAE less that of the untrained start on the same crystals, and its 95 % interval."""
     start = {(r["seed"], r["share"]): np.asarray(r["errors"]) for r in others if r["row"] == "random"}
@@ -331,10 +337,11 @@ def _minus_random(
     if not shared:
         return None
     apart = [np.asarray(r["errors"]) - start[r["seed"], r["share"]] for r in shared]
-    flat = np.concatenate(apart)
     return {
         "mae": float(np.mean([each.mean() for each in apart])),
-        "interval": bootstrap_ratio(flat, np.ones(len(flat))),
+        "interval": bootstrap_mean(
+            np.concatenate(apart), np.concatenate([tested[r["seed"]] for r in shared])
+        ),
         "seeds": len(shared),
     }
 
