@@ -48,28 +48,27 @@ figure, axes = plt.subplots(2, 2, figsize=(8, 6), width_ratios=[3, 1], sharey="r
 for (name, atoms), (bands, density) in zip(CRYSTALS.items(), axes, strict=True):
     # Relaxed first: away from the model's own cell, stress shifts every frequency.
     atoms = relax(atoms, calculator, fmax=1e-4, fix_symmetry=True)[0]["final_structure"]
-    phonon = phonons(atoms)
-    at = {point: phonon.get_frequencies(q) for point, q in {"Gamma": GAMMA, "X": X, "L": L}.items()}
-    values = {"TO": at["Gamma"][3], "X TA": at["X"][0], "X TO": at["X"][-1], "L TA": at["L"][0]}
+    phonon: Any = phonons(atoms)  # its results are typed as None until they are run
+    phonon.run_qpoints([GAMMA, X, L])
+    center, x_point, l_point = phonon.qpoints.frequencies
+    values = {"TO": center[3], "X TA": x_point[0], "X TO": x_point[-1], "L TA": l_point[0]}
     print(f"{name}: a = {atoms.cell.lengths()[0]:.3f} A, frequencies in THz")
     for label, known in EXPERIMENT[name].items():
         print(f"  {label:4s} {values[label]:6.2f}  experiment {known:.2f} ({values[label] / known - 1:+.0%})")
 
     qpoints, connections = get_band_qpoints_and_path_connections(PATH, npoints=51)
     phonon.run_band_structure(qpoints, path_connections=connections)
-    found: Any = phonon.get_band_structure_dict()
-    for x, y in zip(found["distances"], found["frequencies"], strict=True):
+    found = phonon.band_structure
+    for x, y in zip(found.distances, found.frequencies, strict=True):
         bands.plot(x, y, color="tab:blue", lw=1)
-    ticks = [0.0, *(x[-1] for x in found["distances"])]
+    ticks = [0.0, *(x[-1] for x in found.distances)]
     bands.set(title=name, ylabel="frequency (THz)", xticks=ticks, xticklabels=NAMES, xlim=(0, ticks[-1]))
     bands.grid(axis="x")
-    phonon.run_mesh([20, 20, 20])
+    phonon.run_mesh([20, 20, 20], is_gamma_center=True)
     phonon.run_total_dos()
-    mesh: Any = phonon.get_mesh_dict()
-    lowest = np.min(mesh["frequencies"])
+    lowest = np.min(phonon.mesh.frequencies)
     print(f"  lowest on a mesh of 20 x 20 x 20: {lowest:.2f} (imaginary ones are negative: unstable)")
-    dos = phonon.get_total_dos_dict()
-    density.plot(dos["total_dos"], dos["frequency_points"], color="tab:blue", lw=1)
+    density.plot(phonon.total_dos.dos, phonon.total_dos.frequency_points, color="tab:blue", lw=1)
     density.set(xlabel="states / THz", xlim=(0, None))
 if folder:
     figure.savefig(folder / "phonons.svg")
