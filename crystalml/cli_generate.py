@@ -135,7 +135,7 @@ def hybrid(
     ] = True,
     potential: Annotated[str, typer.Option(help="What tells energies and relaxes, or none.")] = "dao-p",
     ranker: Annotated[Path | None, typer.Option(help="A ranker's JSON \\[default: the shipped one].")] = None,
-    pool: Annotated[int, typer.Option(min=1, help="Proposals looked at.")] = 40,
+    pool: Annotated[int, typer.Option(min=1, help="Proposals looked at.")] = 60,
     relax_steps: Annotated[int, typer.Option(min=0, help="Steps of relaxation.")] = 15,
     noise_level: Annotated[float, typer.Option(min=0, max=1, help="Partial noising first.")] = 0.0,
     model: Annotated[str, typer.Option(help="What denoises.")] = "dao-g",

@@ -16,7 +16,7 @@ from crystalml.benchmarks.report import environment
 from crystalml.benchmarks.targets import choose, read_test, structures
 from crystalml.compiled import compile_potential
 from crystalml.device import pick_device
-from crystalml.hybrid.predict import Denoising, Hybrid, Request
+from crystalml.hybrid.predict import POOL, Denoising, Hybrid, Request
 from crystalml.hybrid.rank import FEATURES, Ranker, features
 from crystalml.hybrid.refine import Judged
 from crystalml.journal import Journal, write_json
@@ -44,7 +44,7 @@ class Setup:
 
     potential: str | Path | None = "dao-p"
     ranker: str | Path | None = None
-    pool: int = 40
+    pool: int = POOL
     relax_steps: int = 15
     noise_level: float = 0.0
     model: str | Path = "dao-g"

@@ -19,7 +19,7 @@ from crystalml.prototypes.fingerprint import Distinct
 from crystalml.prototypes.substitute import predictions
 from crystalml.sample.base import Sampler
 
-POOL = 40  # proposals looked at, at least: the right one is seldom beyond
+POOL = 60  # proposals looked at, at least: the right one is seldom beyond
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ Array = NDArray[Any]
 
 FEATURES = {
     "score": "log share by chemical likeness",
+    "share": "share by chemical likeness",
     "gap": "energy above the lowest proposal's, eV/atom, at most 0.5",
     "low": "exp(-gap / 0.08 eV/atom)",
     "force": "root mean square force, eV/A, at most 2",
@@ -49,6 +50,7 @@ def features(proposals: Sequence[Judged]) -> Array:
     properties = [item.structure.properties for item in proposals]
     columns = {
         "score": np.array([p["score"] for p in properties]),
+        "share": np.exp([p["score"] for p in properties]),
         "gap": gap,
         "low": np.where(known, np.exp(-gap / 0.08), 0.0),
         "force": np.where(known, np.minimum(force, 2.0), 0.0),

@@ -25,12 +25,13 @@ def test_features_are_what_they_say() -> None:
     x = features([proposal(-1.0, -3.0, 0.5), proposal(-2.0, -2.9, 3.0, "split"), proposal(-3.0)])
     column = dict(zip(NAMES, x.T, strict=True))
     np.testing.assert_allclose(column["score"], [-1, -2, -3])
+    np.testing.assert_allclose(column["share"], np.exp([-1, -2, -3]))
     np.testing.assert_allclose(column["gap"], [0, 0.1, 0], atol=1e-12)
     np.testing.assert_allclose(column["low"], [1, np.exp(-1.25), 0])
     np.testing.assert_allclose(column["force"], [0.5, 2, 0])
     np.testing.assert_allclose(column["lost"], [0, 0, 1])
     np.testing.assert_allclose(column["split"], [0, 1, 0])
-    assert not features([proposal(-1.0)])[:, 1:].any()  # without a potential only chemistry speaks
+    assert not features([proposal(-1.0)])[:, 2:].any()  # without a potential only chemistry speaks
 
 
 def test_an_energy_zero_does_not_matter() -> None:
@@ -57,14 +58,14 @@ def choices(
 
 def test_the_fit_recovers_the_weights_of_its_own_model() -> None:
     rng = np.random.default_rng(0)
-    truth = np.array([1.0, -2.0, 0.5, 0.0, 0.0, -1.0, -0.5, 0.0])
+    truth = np.array([1.0, 0.5, -2.0, 0.5, 0.0, 0.0, -1.0, -0.5, 0.0])
     found = fit_ranker(choices(rng, truth, 1500), ridge=1e-6)
     np.testing.assert_allclose([found.weights[name] for name in NAMES], truth, atol=0.2)
 
 
 def test_fitted_probabilities_are_calibrated() -> None:
     rng = np.random.default_rng(1)
-    truth = np.array([1.0, -2.0, 0.5, 0.3, 0.0, -1.0, -0.5, 0.0])
+    truth = np.array([1.0, 0.5, -2.0, 0.5, 0.3, 0.0, -1.0, -0.5, 0.0])
     ranker = fit_ranker(choices(rng, truth, 1000), ridge=1e-6)
     said, right = [], []
     for x, y in choices(rng, truth, 2000):
@@ -80,7 +81,7 @@ def test_what_does_not_vary_gets_no_weight() -> None:
     rng = np.random.default_rng(2)
     table = choices(rng, np.ones(len(NAMES)), 200)
     for x, _ in table:
-        x[:, 3] = 0.7
+        x[:, NAMES.index("force")] = 0.7
     assert fit_ranker(table).weights["force"] == 0.0
     assert fit_ranker(table, fixed=["gap"]).weights["gap"] == 0.0
     with pytest.raises(InputError, match="nothing to fit"):
