@@ -15,6 +15,8 @@ from crystalml.errors import InputError
 if TYPE_CHECKING:
     from crystalml.train import Log
 
+Optimizer = Literal["adamw", "muon"]
+
 lab = typer.Typer()
 benchmark = typer.Typer(cls=FriendlyGroup, no_args_is_help=True, help="Measure models.")
 lab.add_typer(benchmark, name="benchmark")
@@ -81,9 +83,7 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Or end after this many steps.")] = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     weight_decay: Annotated[float, typer.Option(min=0, help="The optimiser's.")] = 0.0,
-    optimizer: Annotated[
-        Literal["adamw", "muon"], typer.Option(help="adamw; or muon: fewer, slower steps.")
-    ] = "adamw",
+    optimizer: Annotated[Optimizer, typer.Option(help="muon: fewer, slower steps.")] = "adamw",
     pairs: Annotated[int, typer.Option(min=1, help="Atom pairs a batch, padded: more needs memory.")] = 8_000,
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from these weights (fine-tuning).")] = None,
@@ -112,14 +112,7 @@ def train(
             recipe=recipe,
             out=out,
             size=size,  # type: ignore[arg-type]  # checked by the recipe, which lists the sizes
-            fit=FitConfig(
-                steps=steps,
-                minutes=length,
-                lr=lr,
-                weight_decay=weight_decay,
-                seed=seed,
-                optimizer=optimizer,
-            ),
+            fit=FitConfig(steps, length, lr, weight_decay=weight_decay, seed=seed, optimizer=optimizer),
             pairs=pairs,
             max_atoms=max_atoms,
             init=init,
