@@ -18,6 +18,7 @@ import torch
 from pymatgen.core.composition import Composition
 
 from crystalml import recipes
+from crystalml.benchmarks.prototypes import plain
 from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.store import Sample, SampleStore, fingerprint
 from crystalml.benchmarks.targets import choose, per_crystal, read_test, to_structure
@@ -25,7 +26,7 @@ from crystalml.datasets.arrays import Arrays
 from crystalml.device import pick_device
 from crystalml.errors import InputError, UnsupportedError
 from crystalml.guidance import EnergyGuidance, check_noise
-from crystalml.metrics.match import Score, TargetMatches, compare, score
+from crystalml.metrics.match import TargetMatches, compare, score
 from crystalml.metrics.validity import is_valid_composition
 from crystalml.models.model import CrystalModel
 from crystalml.noise.rng import stable_seed
@@ -221,7 +222,7 @@ def _evaluate(
     matches = [{"id": name, **asdict(row)} for name, row in zip(targets.ids, table, strict=True)]
     (out / "matches.jsonl").write_text("".join(json.dumps(match) + "\n" for match in matches))
     return {
-        "scores": [_plain(item) for item in scores],
+        "scores": [plain(item) for item in scores],
         "timeouts": sum(row.timeouts for row in table),
         "failed_samples": failed,
     }
@@ -230,15 +231,6 @@ def _evaluate(
 def _parts(count: int, size: int = 500) -> list[range]:
     """Targets a part at a time: pymatgen structures of a whole 20-shot run would fill the memory."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _plain(item: Score) -> dict[str, Any]:
-    """JSON knows no NaN."""
-    values = item.to_dict()
-    for key in ("rmse", "rmse_interval"):
-        if not np.isfinite(values[key]).all():
-            values[key] = None
-    return values
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ def _predict(
 def plain(item: Score) -> dict[str, Any]:
     """JSON knows no NaN."""
     return {
-        key: None if key.startswith("rmse") and not np.isfinite(value).all() else value
+        key: None if key.startswith("rms") and not np.isfinite(value).all() else value
         for key, value in item.to_dict().items()
     }
 
@@ -141,7 +141,7 @@ def print_scores(title: str, scores: Sequence[dict[str, Any]], notes: str) -> No
         rows.append((
             f"{item['shots']}-shot{', gated' if item['gated'] else ''}",
             f"{100 * item['match_rate']:.2f} ({100 * low:.1f}-{100 * high:.1f})",
-            "-" if item["rmse"] is None else f"{item['rmse']:.4f}",
+            *("-" if item[key] is None else f"{item[key]:.4f}" for key in ("rmse", "rms_median")),
             f"{item['matched']}/{item['total']}",
         ))  # fmt: skip
-    show(title, ["", "match rate % (95 %)", "RMSE", "matched"], rows, notes)
+    show(title, ["", "match rate % (95 %)", "RMSE", "median rms of all", "matched"], rows, notes)

@@ -60,7 +60,8 @@ class Score:
     """match_rate = matched / all targets; rmse = mean of the best rms over matched targets only.
 
     Intervals are 95 % bootstrap intervals over targets. The RMSE of two methods covers different
-    targets: never compare it without the match rate. rmse is NaN if nothing matched.
+    targets: never compare it without the match rate. rmse is NaN if nothing matched. rms_median: the median
+    of the best rms over all targets, infinite where nothing matches: it compares methods as it is.
     """
 
     shots: int
@@ -69,6 +70,7 @@ class Score:
     match_rate_interval: Interval
     rmse: float
     rmse_interval: Interval
+    rms_median: float
     matched: int
     total: int
 
@@ -155,6 +157,7 @@ def score(table: Sequence[TargetMatches], shots: int, gated: bool, seed: int = 0
         match_rate_interval=bootstrap_ratio(matched, np.ones(len(table)), seed),
         rmse=float(best[matched].mean()) if matched.any() else float("nan"),
         rmse_interval=bootstrap_ratio(np.nan_to_num(best), matched, seed),
+        rms_median=float(np.median(np.where(matched, best, np.inf))),
         matched=int(matched.sum()),
         total=len(table),
     )

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Kind = Literal["direct", "merged", "split"]
 
+SHARPER = 3.0  # of likeness for geometry and volume, over that for telling prototypes apart
 COST = {"merged": 2.0, "split": 3.0}  # log odds against a step from what was seen, from validation crystals
 
 
@@ -180,7 +181,7 @@ class PrototypeAtlas:
         log_volume = self.volumes.log_volume(base, counts)
         out = []
         for kind, (evidence, p, species, template) in found:
-            excess = self._excess(p, species) if kind == "direct" else 0.0
+            excess = self._excess(p, species, same_formula) if kind == "direct" else 0.0
             volume = exp(log_volume + excess)
             out.append(Candidate(p, species, 0.0, evidence - COST.get(kind, 0.0), template, volume, kind))
         total = logsumexp([item.evidence for item in out])
@@ -216,9 +217,33 @@ class PrototypeAtlas:
         species = [numbers[k] for k in self.tables.colours_of(prototype)]
         return build(self.tables.geometry(prototype), species, volume)
 
-    def realise(self, candidate: Candidate) -> Structure:
-        """The primitive, Niggli-reduced crystal of a candidate."""
-        return build(self.tables.geometry(candidate.prototype), candidate.species, candidate.volume)
+    def realise(self, candidate: Candidate, same_formula: bool = True) -> Structure:
+        """The primitive, Niggli-reduced crystal of a candidate: its prototype as elements like these make it.
+
+        same_formula: see `candidates`.
+        """
+        p, species = candidate.prototype, candidate.species
+        weights = self.likeness(p, species, same_formula)
+        found = build(self.tables.geometry(p, weights), species, candidate.volume)
+        if len(found) == sum(self.tables.counts(p)):
+            return found
+        return build(self.tables.geometry(p), species, candidate.volume)  # sites had met on a symmetric one
+
+    def likeness(self, prototype: int, species: Sequence[int], same_formula: bool = True) -> Array:
+        """(t,) shares of a prototype's tuples, by their likeness to `species`, the elements of its orbits.
+
+        same_formula=False leaves out the tuples of these very elements, unless there are no others.
+        """
+        elements, evidence = self.tables.element_tuples(prototype)
+        colour, z = np.unique(np.stack([self.tables.colours_of(prototype), np.array(species)]), axis=1)
+        distance = self.similarity.distances[z, elements[:, colour]].sum(1)
+        score = self.similarity.log_kernel(distance, len(z), evidence)
+        if not same_formula:
+            others = np.array([set(row) != set(z.tolist()) for row in elements.tolist()])
+            score = np.where(others | ~others.any(), score, -np.inf)
+        weight = np.exp(SHARPER * (score - score.max()))
+        out: Array = weight / weight.sum()
+        return out
 
     def cell_content(
         self, composition: str | Composition | Mapping[Any, float], num_atoms: int | None = None
@@ -235,13 +260,9 @@ class PrototypeAtlas:
         order = sorted(amounts, key=lambda z: (amounts[z], electronegativity(z), z))
         return np.array(order), tuple(amounts[z] * factor for z in order)
 
-    def _excess(self, p: int, species: Sequence[int]) -> float:
+    def _excess(self, p: int, species: Sequence[int], same_formula: bool) -> float:
         """Log of the volume over the model's, as in the prototype's crystals with elements like these."""
-        elements, evidence = self.tables.element_tuples(p)
-        _, first = np.unique(self.tables.colours_of(p), return_index=True)
-        score = self.similarity.scores(np.array(species)[first], elements, evidence)
-        weight = np.exp(score - score.max())
-        return float(weight @ self.tables.excess(p) / weight.sum())
+        return float(self.likeness(p, species, same_formula) @ self.tables.excess(p))
 
 
 def logsumexp(values: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,33 +29,41 @@ class Member(NamedTuple):
 
 @dataclass
 class Prototype:
-    """A leader and, summed over the members, what they average to.
-
-    Displacements are relative to the leader's sites.
-    """
+    """A leader and its members, each laid on it."""
 
     leader: Coloured
-    shifts: Array
-    logs: Array
     members: list[Member] = field(default_factory=list)
-
-    @staticmethod
-    def of(leader: Coloured) -> Prototype:
-        return Prototype(leader, np.zeros((len(leader.colours), 3)), np.zeros(6))
+    placements: list[Placement] = field(default_factory=list)
 
     def add(self, member: Member, placement: Placement) -> None:
-        self.shifts += placement.shifts
-        self.logs += np.log(placement.cell)
         self.members.append(member)
+        self.placements.append(placement)
 
     def mean(self) -> tuple[Array, Array]:
         """(6,) cell at unit volume per atom and (o, 3) sites: means over members, exact in the group."""
-        crystal, count = self.leader.crystal, len(self.members)
-        sites = np.stack([snap(crystal.hall, site) for site in crystal.sites])
-        moved = np.stack(
-            [snap_shift(crystal.hall, site, s) for site, s in zip(sites, self.shifts / count, strict=True)]
-        )
-        return symmetric_cell(space_group(crystal.hall)[0], np.exp(self.logs / count)), (sites + moved) % 1.0
+        cell, moved = self._mean(range(len(self.members)))
+        return cell, (self._sites() + moved) % 1.0
+
+    def departures(self) -> dict[tuple[int, ...], tuple[Array, Array]]:
+        """Elements -> how far their members are from the mean: (6,) log of the cell, (o, 3) sites."""
+        cell, moved = self._mean(range(len(self.members)))
+        who: dict[tuple[int, ...], list[int]] = {}
+        for position, member in enumerate(self.members):
+            who.setdefault(member.elements, []).append(position)
+        found = {elements: self._mean(positions) for elements, positions in who.items()}
+        return {elements: (np.log(c / cell), m - moved) for elements, (c, m) in found.items()}
+
+    def _sites(self) -> Array:
+        crystal = self.leader.crystal
+        return np.stack([snap(crystal.hall, site) for site in crystal.sites])
+
+    def _mean(self, positions: Sequence[int]) -> tuple[Array, Array]:
+        """Cell and displacements of the leader's sites, averaged over some members, exact in the group."""
+        hall, chosen = self.leader.crystal.hall, [self.placements[i] for i in positions]
+        shifts = np.mean([placement.shifts for placement in chosen], 0)
+        logs = np.mean([np.log(placement.cell) for placement in chosen], 0)
+        moved = [snap_shift(hall, site, shift) for site, shift in zip(self._sites(), shifts, strict=True)]
+        return symmetric_cell(space_group(hall)[0], np.exp(logs)), np.stack(moved)
 
 
 def snap_shift(hall: int, site: Array, shift: Array) -> Array:
@@ -88,7 +97,7 @@ class Clusters:
             for position in order[: int(near.any(0).sum())]:
                 if self._join(group[position], coloured, weight):
                     return
-        fresh = Prototype.of(Coloured.of(crystal))  # a copy without the tables that `settings` keeps
+        fresh = Prototype(Coloured.of(crystal))  # a copy without the tables that `settings` keeps
         group.append(fresh)
         cells = self._cells.get(coloured.key, np.zeros((0, 6)))
         self._cells[coloured.key] = np.concatenate([cells, crystal.cell[None]])

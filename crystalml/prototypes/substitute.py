@@ -94,7 +94,7 @@ def predictions(
     total = logsumexp([item[0] for item in found]) if found else 0.0
     found.sort(key=lambda item: (-item[0], item[1], item[2], item[3].prototype, item[3].species))
     for evidence, place, multiple, candidate in found:
-        structure = atlas.realise(candidate)
+        structure = atlas.realise(candidate, same_formula)
         if _fits(structure):
             if multiple > 1:
                 structure = _supercell(structure, multiple)

@@ -25,16 +25,17 @@ Array = NDArray[Any]
 Counts = tuple[int, ...]
 Elements = tuple[int, ...]
 
-FORMAT = "crystalml-prototypes-2"
+FORMAT = "crystalml-prototypes-3"
 GRID = 9_600  # steps of a fractional coordinate: 1/3, 1/8 and 1/24 lie on it, and 10 A / GRID is 1e-3 A
 LENGTH, ANGLE, LOG = 9_000, 300, 100  # steps per e-fold (from e^-2), per degree, per e-fold of volume
 WEIGHT = 20  # steps per e-fold of evidence, from e^-2
+STRAIN, SHIFT = 1_000, 960  # of departures from the mean: steps per e-fold of the cell, per cell vector
 DTYPES = {
     "hall": "<u2", "cell": "<u2", "volume": "i1", "orbits": "u1", "colours": "u1", "tuples": "<u2",
     "site": "<u2", "colour": "u1", "multiplicity": "u1", "letter": "u1", "twin": "u1", "elements": "u1",
-    "weight": "u1",
+    "weight": "u1", "strain": "i1", "shift": "i1",
 }  # fmt: skip
-SHAPES = {"cell": (0, 6), "site": (0, 3)}
+SHAPES = {"cell": (0, 6), "site": (0, 3), "strain": (0, 6), "shift": (0, 3)}
 TWIN = Closeness(length=0.02, angle=1.0, shift=0.05)
 
 
@@ -58,7 +59,8 @@ class Tables:
     (o, ...). twin: (c,) colours of a prototype with equal twin may be swapped without changing it.
     elements: atomic numbers, colours[p] of them for every tuple. weight: (t,) code of the log of the evidence
     that crystals with these elements are, one each as a rule. volume: (t,) code of the mean log of their
-    volume over what the volume model predicts.
+    volume over what the volume model predicts. strain (6 codes), shift (3 codes for each orbit): how far cell
+    and sites of these crystals are from the prototype's mean, for prototypes of several tuples.
     """
 
     hall: Array
@@ -74,26 +76,36 @@ class Tables:
     twin: Array
     elements: Array
     weight: Array
+    strain: Array
+    shift: Array
 
     def __len__(self) -> int:
         return len(self.hall)
 
     @cached_property
     def _ends(self) -> dict[str, Array]:
+        several = np.where(self.tuples > 1, self.tuples, 0).astype(np.int64)
         sizes = {
             "orbit": self.orbits, "colour": self.colours, "tuple": self.tuples,
             "element": self.tuples.astype(np.int64) * self.colours,
+            "strain": several, "shift": several * self.orbits,
         }  # fmt: skip
         return {name: np.concatenate([[0], np.cumsum(size, dtype=np.int64)]) for name, size in sizes.items()}
 
     def _part(self, kind: str, p: int) -> slice:
         return slice(int(self._ends[kind][p]), int(self._ends[kind][p + 1]))
 
-    def geometry(self, p: int) -> Geometry:
+    def geometry(self, p: int, weights: Array | None = None) -> Geometry:
+        """The mean over all tuples, or with weights (t,) that sum to 1, over these."""
         part, hall = self._part("orbit", p), int(self.hall[p])
         code = self.cell[p].astype(np.float64)
         cell = np.concatenate([np.exp(code[:3] / LENGTH - 2), code[3:] / ANGLE])
-        sites = np.stack([snap(hall, site) for site in self.site[part].astype(np.float64) / GRID])
+        sites = self.site[part].astype(np.float64) / GRID
+        if weights is not None and len(weights) > 1:
+            cell = cell * np.exp(weights @ self.strain[self._part("strain", p)] / STRAIN)
+            shift = self.shift[self._part("shift", p)].reshape(len(weights), *sites.shape)
+            sites = (sites + np.tensordot(weights, shift, 1) / SHIFT) % 1.0
+        sites = np.stack([snap(hall, site) for site in sites])
         return Geometry(
             hall, symmetric_cell(space_group(hall)[0], cell), sites, self.colour[part].astype(np.int64),
             self.multiplicity[part].astype(np.int64), self.letter[part].tobytes().decode(),
@@ -224,6 +236,12 @@ def tables_of(
         rows["volume"].append(np.clip(codes, -127, 127))
         logs = np.log([seen[elements] for elements in sorted(seen)])
         rows["weight"].append(np.clip(np.rint((logs + 2) * WEIGHT), 0, 255))
+        if len(seen) > 1:
+            departures = prototype.departures()
+            for elements in sorted(seen):
+                strain, shift = departures[elements]
+                rows["strain"].append(np.clip(np.rint(strain * STRAIN), -127, 127)[None])
+                rows["shift"].append(np.clip(np.rint(shift * SHIFT), -127, 127))
     return Tables(**{
         name: np.concatenate([np.zeros(SHAPES.get(name, (0,))), *parts]).astype(DTYPES[name])
         for name, parts in rows.items()

@@ -10,9 +10,10 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 from torch import Tensor
 
+from crystalml.convert import to_batch, to_structures
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import InputError
-from crystalml.hybrid.refine import Trust, denoise_all, judge_all, relax_all
+from crystalml.hybrid.refine import Trust, between, denoise_all, judge_all, relax_all
 from crystalml.models.model import CrystalModel
 from crystalml.noise.product import CrystalNoise
 from crystalml.predict import Predictor
@@ -43,11 +44,36 @@ def spring(target: float) -> Callable[[CrystalBatch], dict[str, Tensor]]:
 
 def test_relaxation_reaches_the_minimum_within_the_group() -> None:
     start = salt(5.6)
-    (end,) = relax_all([start], spring(22.9), steps=60, fmax=1e-4)
+    (end,) = relax_all([start], spring(22.9), steps=60, fmax=1e-4, trust=Trust(share=1.0))
     assert end.volume / len(end) == pytest.approx(22.9, rel=1e-3)
     assert end.get_space_group_info(symprec=1e-4)[1] == 225
     assert end.properties["relaxed"] and end.properties["relax_steps"] > 0
     assert start.volume == pytest.approx(salt(5.6).volume)  # the proposal is left alone
+
+
+def test_an_answer_lies_between_start_and_minimum() -> None:
+    """Shape and coordinates go a share of the way, the volume all of it, and symmetry stays."""
+    sites = [[1 / 3, 2 / 3, 0], [1 / 3, 2 / 3, 0.36]]
+    group, species = "P6_3mc", ["Zn", "O"]
+    first = Structure.from_spacegroup(group, Lattice.hexagonal(3.2, 5.0), species, sites)
+    sites[1][2] = 0.40
+    last = Structure.from_spacegroup(group, Lattice.hexagonal(3.3, 5.5), species, sites)
+    start, end = (to_batch(structure, dtype=torch.float64) for structure in (first, last))
+    for share in (0.0, 0.5, 1.0):
+        found = to_structures(between(start, end, share))[0]
+        assert found.get_space_group_info(symprec=1e-4) == (group, 186)
+        assert found.volume == pytest.approx(last.volume)
+        ratio = (1 - share) * np.array([3.2, 5.0]) + share * np.array([3.3, 5.5])
+        assert found.lattice.c / found.lattice.a == pytest.approx(ratio[1] / ratio[0])
+        heights = (found.frac_coords[2:, 2] - found.frac_coords[0, 2]) % 1.0  # of oxygen over zinc
+        assert heights.min() == pytest.approx(0.36 + 0.04 * share)
+
+
+def test_energies_are_those_of_the_answers() -> None:
+    potential = spring(22.9)
+    (end,) = relax_all([salt(5.6)], potential, steps=2)
+    energy = float(potential(to_batch(end, dtype=torch.float64))["energy_per_atom"])
+    assert end.properties["energy_per_atom"] == pytest.approx(energy)
 
 
 def test_a_relaxation_that_leads_far_away_is_not_believed() -> None:

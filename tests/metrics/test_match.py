@@ -93,6 +93,19 @@ def row(rms: list[float | None], valid: list[bool | None], target_valid: bool) -
     return TargetMatches("NaCl", rms, valid, target_valid, 0)
 
 
+def test_the_median_is_over_all_targets() -> None:
+    """A bad match in addition raises the RMSE, not the median; with fewer than half it is infinite."""
+    table = [row([value], [True], True) for value in (0.01, 0.02, 0.03, None)]
+    more = [*table[:3], row([0.4], [True], True)]
+    assert (
+        score(table, 1, gated=False).rms_median
+        == score(more, 1, gated=False).rms_median
+        == pytest.approx(0.025)
+    )
+    assert score(more, 1, gated=False).rmse > score(table, 1, gated=False).rmse
+    assert math.isinf(score(table[2:], 1, gated=False).rms_median)
+
+
 def test_gate_asks_the_target_in_one_shot_only() -> None:
     """DiffCSP's RecEval asks prediction and target, its RecEvalBatch the prediction alone."""
     table = [row([0.1, 0.2], [True, True], False), row([0.3, 0.1], [False, True], True)]

@@ -66,6 +66,34 @@ def test_a_mean_lies_between_its_members(atlas: PrototypeAtlas) -> None:
     assert min(abs(geometry.sites - u).min() for u in (0.306, 0.694, 0.194, 0.806)) < 1e-3
 
 
+def test_geometry_follows_the_elements(atlas: PrototypeAtlas) -> None:
+    """Each member's own cell and sites come back for its own elements, a mean of the like ones for others."""
+    own = {"TiO2": (2.959 / 4.594, 0.305), "SnO2": (3.186 / 4.737, 0.307)}
+    rutiles = {name: _rutile(atlas, name) for name in ("TiO2", "SnO2", "GeO2")}
+    for name, (ratio, u) in own.items():
+        others = {other: abs(rutiles[name][0] - r) for other, (r, _) in own.items()}
+        assert min(others, key=others.__getitem__) == name
+        assert rutiles[name] == (pytest.approx(ratio, rel=0.01), pytest.approx(u, abs=2e-3))
+    assert own["TiO2"][0] <= rutiles["GeO2"][0] <= own["SnO2"][0]
+
+
+def _rutile(atlas: PrototypeAtlas, formula: str) -> tuple[float, float]:
+    """c/a and u of the atlas's rutile for a formula."""
+    found = next(c for c in atlas.candidates(formula, 6) if len(c.species) == 2)
+    geometry = atlas.tables.geometry(found.prototype, atlas.likeness(found.prototype, found.species))
+    site = min(abs(geometry.sites[1] % 1.0 - 0.5))
+    return float(geometry.cell[2] / geometry.cell[0]), 0.5 - float(site)
+
+
+def test_own_formula_lends_no_geometry_either(atlas: PrototypeAtlas) -> None:
+    found = next(c for c in atlas.candidates("TiO2", 6) if len(c.species) == 2)
+    tin = next(c for c in atlas.candidates("SnO2", 6) if c.prototype == found.prototype)
+    without = atlas.realise(found, same_formula=False).lattice
+    exact = atlas.realise(tin).lattice
+    shape, other = (sorted(np.array(cell.abc) / cell.volume ** (1 / 3)) for cell in (without, exact))
+    np.testing.assert_allclose(shape, other, rtol=0.005)
+
+
 def test_every_prototype_has_its_space_group_exactly(atlas: PrototypeAtlas) -> None:
     for p in range(len(atlas)):
         structure = atlas.instantiate(p, atlas.tables.element_tuples(p)[0][0], 11.0)
