@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ class Prototype:
     def mean(self) -> tuple[Array, Array]:
         """(6,) cell at unit volume per atom and (o, 3) sites: means over members, exact in the group."""
         cell, moved = self._mean(range(len(self.members)))
-        return cell, (self._sites() + moved) % 1.0
+        return cell, (self._sites + moved) % 1.0
 
     def departures(self) -> dict[tuple[int, ...], tuple[Array, Array]]:
         """Elements -> how far their members are from the mean: (6,) log of the cell, (o, 3) sites."""
@@ -53,7 +54,9 @@ class Prototype:
         found = {elements: self._mean(positions) for elements, positions in who.items()}
         return {elements: (np.log(c / cell), m - moved) for elements, (c, m) in found.items()}
 
+    @cached_property
     def _sites(self) -> Array:
+        """(o, 3) the leader's, exact in the group."""
         crystal = self.leader.crystal
         return np.stack([snap(crystal.hall, site) for site in crystal.sites])
 
@@ -62,7 +65,7 @@ class Prototype:
         hall, chosen = self.leader.crystal.hall, [self.placements[i] for i in positions]
         shifts = np.mean([placement.shifts for placement in chosen], 0)
         logs = np.mean([np.log(placement.cell) for placement in chosen], 0)
-        moved = [snap_shift(hall, site, shift) for site, shift in zip(self._sites(), shifts, strict=True)]
+        moved = [snap_shift(hall, site, shift) for site, shift in zip(self._sites, shifts, strict=True)]
         return symmetric_cell(space_group(hall)[0], np.exp(logs)), np.stack(moved)
 
 
