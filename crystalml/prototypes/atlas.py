@@ -235,11 +235,12 @@ class PrototypeAtlas:
         same_formula=False leaves out the tuples of these very elements, unless there are no others.
         """
         elements, evidence = self.tables.element_tuples(prototype)
-        colour, z = np.unique(np.stack([self.tables.colours_of(prototype), np.array(species)]), axis=1)
+        pairs = sorted(set(zip(self.tables.colours_of(prototype).tolist(), species, strict=True)))
+        colour, z = zip(*pairs, strict=True)
         distance = self.similarity.distances[z, elements[:, colour]].sum(1)
         score = self.similarity.log_kernel(distance, len(z), evidence)
         if not same_formula:
-            others = np.array([set(row) != set(z.tolist()) for row in elements.tolist()])
+            others = np.array([set(row) != set(z) for row in elements.tolist()])
             score = np.where(others | ~others.any(), score, -np.inf)
         weight = np.exp(SHARPER * (score - score.max()))
         out: Array = weight / weight.sum()
