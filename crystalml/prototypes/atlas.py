@@ -181,7 +181,11 @@ class PrototypeAtlas:
         log_volume = self.volumes.log_volume(base, counts)
         out = []
         for kind, (evidence, p, species, template) in found:
-            excess = self._excess(p, species, same_formula) if kind == "direct" else 0.0
+            excess = (
+                0.0  # log of the volume over the model's, as in the prototype's crystals of like elements
+            )
+            if kind == "direct":
+                excess = float(self.likeness(p, species, same_formula) @ self.tables.excess(p))
             volume = exp(log_volume + excess)
             out.append(Candidate(p, species, 0.0, evidence - COST.get(kind, 0.0), template, volume, kind))
         total = logsumexp([item.evidence for item in out])
@@ -260,10 +264,6 @@ class PrototypeAtlas:
             )
         order = sorted(amounts, key=lambda z: (amounts[z], electronegativity(z), z))
         return np.array(order), tuple(amounts[z] * factor for z in order)
-
-    def _excess(self, p: int, species: Sequence[int], same_formula: bool) -> float:
-        """Log of the volume over the model's, as in the prototype's crystals with elements like these."""
-        return float(self.likeness(p, species, same_formula) @ self.tables.excess(p))
 
 
 def logsumexp(values: Sequence[float]) -> float:
