@@ -91,6 +91,9 @@ def train(
     compile: Annotated[
         bool | None, typer.Option(help="torch.compile: minutes at first, then faster \\[default: on a GPU].")
     ] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="dao-p: products in bfloat16, with --compile.")
+    ] = False,
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
@@ -118,6 +121,7 @@ def train(
             init=init,
             device=place,
             compile=compile,
+            bf16=bf16,
         )
         with ProgressBar(os.environ.get("RANK", "0") == "0", f"training {recipe}") as bar:
             bar.add(1000)

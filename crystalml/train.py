@@ -49,6 +49,7 @@ class TrainConfig:
     pairs: padded atom pairs a batch may hold (count x atoms^2, or for a potential atoms x neighbours), which
     bounds time and memory.
     init: weights to start from (fine-tuning); their own architecture replaces `size`.
+    bf16: matrix products of a compiled potential's slopes in bfloat16 while it learns; validation is in full.
     """
 
     recipe: str | Recipe
@@ -61,6 +62,7 @@ class TrainConfig:
     init: Path | None = None
     device: str = "cpu"
     compile: bool | None = None
+    bf16: bool = False
     validations: int = 20
 
 
@@ -155,11 +157,15 @@ def _compile(recipe: Recipe, model: CrystalModel, config: TrainConfig) -> Recipe
     """Compile what costs the time: a potential's derivative, the dense part of any other model."""
     encoder, objective = model.encoder, recipe.objective
     wanted = config.compile if config.compile is not None else next(model.parameters()).is_cuda
+    if config.bf16 and not (wanted and isinstance(encoder, PeriodicCrysformer)):
+        raise InputError(
+            "bf16 is for a potential (recipe dao-p) that is compiled: add --compile, or leave it out"
+        )
     if not wanted:
         return recipe
     if isinstance(encoder, PeriodicCrysformer):
         assert isinstance(objective, Potential)  # the one recipe of this encoder
-        return replace(recipe, objective=replace(objective, compiled=CompiledPotential(model)))
+        return replace(recipe, objective=replace(objective, compiled=CompiledPotential(model, config.bf16)))
     encoder.core = torch.compile(encoder.core, dynamic=True)  # type: ignore[method-assign, assignment, arg-type]
     return recipe
 

@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import UnsupportedError
 from crystalml.geometry.neighbors import Neighbors, Topology, neighbor_topology
+from crystalml.models.half import in_bfloat16
 from crystalml.models.model import CrystalModel
 from crystalml.models.pairs import Pairs, tabulate
 
@@ -120,11 +121,13 @@ class CompiledPotential:
 
     torch.compile does not differentiate twice. So the first derivative is traced into a graph of plain
     operations, with all sizes symbolic, and that graph is compiled: its gradient is one derivative only.
-    The first call of each compiles, for one to three minutes.
+    The first call of each compiles, for one to three minutes. half: matrix products of the slopes in
+    bfloat16, see `in_bfloat16`.
     """
 
-    def __init__(self, model: CrystalModel) -> None:
+    def __init__(self, model: CrystalModel, half: bool = False) -> None:
         self.core = _Atomic(model)
+        self.half = half
         self.energies = torch.compile(self.core, dynamic=True)
         self._slopes: Callable[..., tuple[Tensor, Tensor]] | None = None
 
@@ -134,7 +137,8 @@ class CompiledPotential:
         inputs = (weights, buffers, numbers, j, vector)
         if self._slopes is None:
             trace = make_fx(self._differentiated(), tracing_mode="symbolic", _allow_non_fake_inputs=True)
-            self._slopes = torch.compile(trace(*inputs), dynamic=True)
+            graph = trace(*inputs)
+            self._slopes = torch.compile(in_bfloat16(graph) if self.half else graph, dynamic=True)
         return self._slopes(*inputs)
 
     def _differentiated(self) -> Callable[..., tuple[Tensor, Tensor]]:
