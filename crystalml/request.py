@@ -248,8 +248,9 @@ def likely_formulas(
             for order in {tuple(elements[k] for k in p) for p in regroupings((0,) * len(elements))}:
                 if any(a == b and x > y for a, b, x, y in zip(key, key[1:], order, order[1:], strict=False)):
                     continue  # equal amounts: one of the two orders is enough
-                distance = 2 * atlas.similarity.distances[np.array(order)[None], tuples].sum(1)
+                distance = atlas.similarity.distances[np.array(order)[None], tuples].sum(1)
                 score = atlas.similarity.log_kernel(distance, len(order), weight)
+                score = score + atlas.similarity.log_kernel(distance, len(order), 1.0)
                 amounts = dict(zip(order, key, strict=True))
                 unit = gcd(*key)
                 formula = tuple(amounts[z] // unit for z in elements)

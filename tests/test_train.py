@@ -73,7 +73,7 @@ def test_weights_of_another_noise_are_refused(tmp_path: Path) -> None:
 def test_bad_requests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="dao-g"):
         next(train(TrainConfig("gpt", tmp_path), _data(0, 3)))
-    with pytest.raises(InputError, match="bf16.*dao-p"):
+    with pytest.raises(InputError, match=r"bf16.*dao-p"):
         next(train(TrainConfig("dao-g", tmp_path, "tiny", bf16=True), _data(0, 3)))
     with pytest.raises(InputError, match="at most 0 atoms"):
         next(train(TrainConfig("dao-g", tmp_path, "tiny", max_atoms=0), _data(0, 3)))

@@ -25,15 +25,17 @@ ASKED = 1.5  # weight of a tuple from which on it is asked for: someone made tha
 
 @dataclass(frozen=True)
 class Similarity:
-    """log k(a, b) = -|e_a - e_b|^2 between elements; a tuple of c of them scales the sum by `sharpness[c]`.
+    """log k(a, b) = -t log(1 + s_c D / t), D = sum_k |e(a_k) - e(b_k)|^2 between tuples of c elements.
 
-    embedding: (119, d). sharpness: (MAX_COLOURS + 1,). popularity: exponent of the weight of the
-    crystals that had a tuple.
+    A Student kernel: far relatives, often the only ones, count for more than in a Gaussian (t = inf).
+    embedding: (119, d) e. sharpness: (MAX_COLOURS + 1,) s. popularity: exponent of the weight of the crystals
+    that had a tuple. tail: t.
     """
 
     embedding: Array
     sharpness: Array
     popularity: float
+    tail: float = np.inf
 
     @cached_property
     def distances(self) -> Array:
@@ -45,10 +47,12 @@ class Similarity:
         """(m,) log kernel of one assignment (c,) against tuples (m, c) of some weight."""
         return self.log_kernel(self.distances[target[None], elements].sum(1), len(target), weight)
 
-    def log_kernel(self, distance: Array, colours: int, weight: Array) -> Array:
+    def log_kernel(self, distance: Array, colours: int, weight: Array | float) -> Array:
         """(m,) from summed squared distances."""
-        sharpness = self.sharpness[min(colours, MAX_COLOURS)]
-        out: Array = -sharpness * distance + self.popularity * np.log(weight)
+        scaled = self.sharpness[min(colours, MAX_COLOURS)] * distance
+        if np.isfinite(self.tail):
+            scaled = self.tail * np.log1p(scaled / self.tail)
+        out: Array = self.popularity * np.log(weight) - scaled
         return out
 
     def tensors(self) -> dict[str, Array]:
@@ -56,6 +60,7 @@ class Similarity:
             "similarity.embedding": self.embedding.astype(np.float32),
             "similarity.sharpness": self.sharpness.astype(np.float32),
             "similarity.popularity": np.array([self.popularity], np.float32),
+            "similarity.tail": np.array([self.tail], np.float32),
         }
 
     @staticmethod
@@ -64,6 +69,7 @@ class Similarity:
             tensors["similarity.embedding"].astype(np.float64),
             tensors["similarity.sharpness"].astype(np.float64),
             float(tensors["similarity.popularity"][0]),
+            float(tensors.get("similarity.tail", [np.inf])[0]),
         )
 
     @staticmethod
@@ -73,8 +79,8 @@ class Similarity:
 
 
 def learn(
-    tables: Tables, dim: int = 16, epochs: int = 2, batch: int = 32, most: int = 4000, seed: int = 0,
-    rate: float = 0.01,
+    tables: Tables, dim: int = 24, epochs: int = 6, batch: int = 64, most: int = 4000, seed: int = 0,
+    rate: float = 4e-3,
 ) -> Similarity:  # fmt: skip
     """Neighbourhood components: the metric under which a crystal's own prototype is the likeliest.
 
@@ -93,23 +99,25 @@ def learn(
     free = torch.zeros(len(features), dim, requires_grad=True)
     sharpness = torch.zeros(MAX_COLOURS + 1, requires_grad=True)
     popularity = torch.tensor(0.3, requires_grad=True)
+    tail = torch.tensor(3.0, requires_grad=True)
     groups = {key: tables.stacked(key) for key in sorted(tables.groups)}
     steps = sum(1 for _ in _batches(groups, batch, generator)) * epochs
-    optimiser = torch.optim.Adam([linear, free, sharpness, popularity], rate)
+    optimiser = torch.optim.Adam([linear, free, sharpness, popularity, tail], rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps + 1)
     for _ in range(epochs):
         for key, rows in _batches(groups, batch, generator):
             embedding = features @ linear + free
             table = (embedding[:, None] - embedding).square().sum(-1)
             scale = sharpness[min(len(key), MAX_COLOURS)].exp()
-            loss = _loss(table * scale, popularity, groups[key], key, rows, most, generator)
+            loss = _loss(table * scale, popularity, tail.exp(), groups[key], key, rows, most, generator)
+            loss = loss * len(rows) / batch  # of a small group there are few: crystals count, not batches
             optimiser.zero_grad()
             (loss + 1e-4 * free.square().sum()).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
     with torch.no_grad():
         learned = (features @ linear + free).double().numpy()
-        return Similarity(learned, sharpness.exp().double().numpy(), float(popularity))
+        return Similarity(learned, sharpness.exp().double().numpy(), float(popularity), float(tail.exp()))
 
 
 def _batches(
@@ -129,8 +137,8 @@ def _batches(
 
 
 def _loss(
-    table: Tensor, popularity: Tensor, group: tuple[Array, Array, Array], key: Counts, rows: Array, most: int,
-    generator: np.random.Generator,
+    table: Tensor, popularity: Tensor, tail: Tensor, group: tuple[Array, Array, Array], key: Counts,
+    rows: Array, most: int, generator: np.random.Generator,
 ) -> Tensor:  # fmt: skip
     elements, owner, weights = group
     pool = np.arange(len(owner))
@@ -143,7 +151,7 @@ def _loss(
     for order in every:
         target = torch.as_tensor(elements[rows][:, list(order)])
         terms = [table[target[:, k]][:, others[:, k]] for k in range(len(key))]
-        scores.append(weight - torch.stack(terms).sum(0))
+        scores.append(weight - tail * torch.log1p(torch.stack(terms).sum(0) / tail))
     itself = torch.as_tensor(pool[None] == rows[:, None])
     own = torch.as_tensor(owner[pool][None] == owner[rows][:, None]) & ~itself
     first = scores[0].masked_fill(itself, -torch.inf)

@@ -1,10 +1,8 @@
-"""The metric on elements falls back on properties, and sees elements in company."""
+"""The metric on elements learns from company, and falls back on properties."""
 
 from dataclasses import replace
 
 import numpy as np
-import pytest
-import torch
 from pymatgen.core import Lattice, Structure
 from scipy.special import logsumexp
 
@@ -13,8 +11,7 @@ from crystalml.prototypes import PrototypeAtlas
 from crystalml.prototypes.align import Coloured
 from crystalml.prototypes.cluster import Clusters
 from crystalml.prototypes.describe import Description, describe
-from crystalml.prototypes.learn import LEAST, _Metric, learn
-from crystalml.prototypes.similarity import Evidence, Similarity
+from crystalml.prototypes.similarity import ASKED, LEAST, Similarity, learn
 from crystalml.prototypes.tables import tables_of
 
 LEFT = ["Na", "Fe", "Xe", "U", "C", "Hg", "Sc", "Te"]  # unlike elements, put together at random
@@ -27,12 +24,6 @@ def crystal(kind: str, first: str, second: str) -> Description:
     out = describe(found.lattice.matrix, found.frac_coords, np.array(found.atomic_numbers))
     assert out is not None
     return out
-
-
-def gaps(similarity: Similarity) -> np.ndarray:
-    """(119, 119) squared distances between elements on their own."""
-    found = similarity.embedding[:, None] - similarity.embedding
-    return np.square(found).sum(-1)
 
 
 def worlds() -> Clusters:
@@ -57,63 +48,36 @@ def test_elements_that_never_share_sites_part() -> None:
 
     def contrast(similarity: Similarity) -> float:
         """Na from K, Fe from Co, ..., over the mean distance in one world."""
-        inside = [gaps(similarity)[np.ix_(side, side)].mean() for side in (left, right)]
-        return float(gaps(similarity)[left, right].mean() / np.mean(inside))
+        inside = [similarity.distances[np.ix_(side, side)].mean() for side in (left, right)]
+        return float(similarity.distances[left, right].mean() / np.mean(inside))
 
     assert contrast(found) > 2 * contrast(Similarity.of_descriptors())
 
 
-def test_what_was_fitted_is_what_is_asked() -> None:
-    """The numpy metric and the torch one are the same, company included."""
-    torch.manual_seed(0)
-    metric = _Metric(5, 7, 11, company=True)
-    torch.nn.init.normal_(metric.outer.weight)
-    torch.nn.init.normal_(metric.own)
-    similarity = metric.fitted()
-    counts = (1, 1, 3)
-    a, b = np.array([[20, 22, 8], [3, 26, 9]]), np.array([[38, 22, 8], [56, 40, 16], [11, 41, 8]])
-    weight = np.array([0.5, 1.0, 4.0])
-    parts = metric.elements()
-    points = [metric.points(parts, torch.as_tensor(x), counts) for x in (a, b)]
-    expected = metric.scores(*points, 3, torch.as_tensor(np.log(weight), dtype=torch.float32))
-    others = similarity.points(b, counts)
-    found = [similarity.log_kernel(similarity.distances(row, counts, others), 3, weight) for row in a]
-    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4)
-
-
-def test_order_of_like_colours_does_not_matter_and_company_does() -> None:
-    torch.manual_seed(0)
-    metric = _Metric(5, 7, 11, company=True)
-    torch.nn.init.normal_(metric.outer.weight)
-    similarity = metric.fitted()
-    one, other, third = (
-        similarity.points(np.array([row]), (1, 1, 3)).reshape(3, 5)
-        for row in ([20, 22, 8], [22, 20, 8], [20, 22, 16])
-    )
-    np.testing.assert_allclose(one[[1, 0, 2]], other)
-    assert np.abs(one[0] - third[0]).max() > 1e-3  # calcium in an oxide is not calcium in a sulfide
-    assert similarity.distances([20, 22, 8], (1, 1, 3), one.reshape(1, -1))[0] == pytest.approx(0)
+def test_kernels_have_long_tails_and_keep_them() -> None:
+    near, far = np.array([0.1]), np.array([40.0])
+    gauss = Similarity.of_descriptors()
+    student = replace(gauss, tail=3.0)
+    np.testing.assert_allclose(student.log_kernel(near, 2, 1.0), gauss.log_kernel(near, 2, 1.0), rtol=0.02)
+    assert student.log_kernel(far, 2, 1.0) > gauss.log_kernel(far, 2, 1.0) / 4
+    for similarity in (gauss, student):
+        again = Similarity.from_tensors(similarity.tensors())
+        np.testing.assert_allclose(again.log_kernel(far, 2, 0.4), similarity.log_kernel(far, 2, 0.4))
 
 
 def test_learned_likeness_beats_properties() -> None:
     """Crystals' own prototypes are likelier under what was learned than under plain properties."""
-    atlas = PrototypeAtlas.default()
-    mean = {}
-    for name, similarity in (("learned", atlas.similarity), ("properties", Similarity.of_descriptors())):
-        mean[name] = _worth(Evidence(atlas.tables, similarity), (1, 1, 3))
-    assert mean["learned"] > mean["properties"] + 0.1
-
-
-def _worth(evidence: Evidence, counts: tuple[int, ...]) -> float:
-    """Mean log share of the own prototype, for crystals of a group with others of their prototype."""
-    elements, owner, weight = evidence.tables.stacked(counts)
-    rows = np.flatnonzero((np.bincount(owner)[owner] > 1) & (weight >= 1.5))
-    shares = []
-    for row in np.random.default_rng(0).choice(rows, 100, replace=False).tolist():
-        score = evidence.scores(counts, elements[row])
-        score[row] = -np.inf
-        shares.append(logsumexp(score[owner == owner[row]]) - logsumexp(score))
-    return float(np.mean(np.maximum(shares, -20)))
+    tables, learned = PrototypeAtlas.default().tables, PrototypeAtlas.default().similarity
+    counts = (1, 1, 3)
+    elements, owner, weight = tables.stacked(counts)
+    rows = np.flatnonzero((np.bincount(owner)[owner] > 1) & (weight >= ASKED))
+    shares: dict[str, list[float]] = {"learned": [], "properties": []}
+    for name, similarity in (("learned", learned), ("properties", Similarity.of_descriptors())):
+        for row in np.random.default_rng(0).choice(rows, 100, replace=False).tolist():
+            score = similarity.scores(elements[row], elements, weight)
+            score[row] = -np.inf
+            shares[name].append(logsumexp(score[owner == owner[row]]) - logsumexp(score))
+    assert np.mean(shares["learned"]) > np.mean(np.maximum(shares["properties"], -20)) + 0.1
 
 
 def test_few_crystals_leave_the_properties_to_speak() -> None:
@@ -123,8 +87,8 @@ def test_few_crystals_leave_the_properties_to_speak() -> None:
     np.testing.assert_array_equal(found.embedding, Similarity.of_descriptors().embedding)
     z = {name: atomic_number(name) for name in ("Na", "K", "Cl", "Br", "Fe", "Co")}
     for near, far in (("K", "Cl"), ("K", "Br"), ("K", "Fe")):
-        assert gaps(found)[z["Na"], z[near]] < gaps(found)[z["Na"], z[far]]
-    assert gaps(found)[z["Cl"], z["Br"]] < gaps(found)[z["Cl"], z["Fe"]]
+        assert found.distances[z["Na"], z[near]] < found.distances[z["Na"], z[far]]
+    assert found.distances[z["Cl"], z["Br"]] < found.distances[z["Cl"], z["Fe"]]
 
 
 def test_colours_of_twins_stand_in_one_order() -> None:
