@@ -52,6 +52,9 @@ def generate(
     ] = 0.0,
     rank_by: Annotated[str, typer.Option(help="probability or energy.")] = "probability",
     distinct: Annotated[bool, typer.Option(help="Leave out equal crystals.")] = True,
+    same_formula: Annotated[
+        bool, typer.Option(help="Let known crystals of the composition count; not, for new polymorphs.")
+    ] = True,
     model: Annotated[
         str | None,
         typer.Option(help="Shipped name, path or hf:// address; default: gemsdiff, dao-g to guide."),
@@ -73,7 +76,7 @@ def generate(
         compositions, n, formula_units=units, strategy=strategy, min_atoms=min_atoms,  # type: ignore[arg-type]
         max_atoms=max_atoms, space_group=space_group, lattice=cell, fixed=_structure(fixed), seed=seed,
         steps=steps, guidance=guidance, noise_level=noise_level, rank_by=rank_by, distinct=distinct,  # type: ignore[arg-type]
-        progress=not quiet,
+        same_formula=same_formula, progress=not quiet,
     )  # fmt: skip
     flat = [structure for group in found for structure in group]
     for note in write_structures(flat, out):

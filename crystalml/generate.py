@@ -57,6 +57,7 @@ class Wish:
     noise_level: float
     rank_by: RankBy | None
     distinct: bool
+    same_formula: bool
     keep_frames: bool
     progress: bool
     fixed: Fixed
@@ -160,6 +161,7 @@ class StructureGenerator:
         noise_level: float = 0.0,
         rank_by: RankBy | None = "probability",
         distinct: bool = True,
+        same_formula: bool = True,
         return_trajectory: bool = False,
         progress: bool = True,
     ) -> Any:
@@ -184,7 +186,8 @@ class StructureGenerator:
         guidance > 0 steers diffusion to low energy (DAO, Algorithm 1). steps: of the sampler; None is 25 for
         GemsDiff and what the solver says for others. rank_by: the
         ranker's "probability" (diffusion's draws keep their order), the potential's "energy" per atom, or
-        None. distinct=True leaves out what is the same crystal as one before it.
+        None. distinct=True leaves out what is the same crystal as one before it. same_formula=False predicts
+        as if no crystal of this very composition were known, for new polymorphs: else known ones come first.
 
         A draw depends on (seed, composition, index) only, up to rounding, whatever the batch; one with atoms
         closer than 0.5 A, no volume or NaN is redrawn up to max_redraws times, then left out with a warning
@@ -193,8 +196,8 @@ class StructureGenerator:
         on the way to it. Every structure says in `.properties` where it comes from.
         """
         wish = Wish(
-            n, strategy, seed, guidance, steps, noise_level, rank_by, distinct, return_trajectory, progress,
-            Fixed(space_group, lattice, fixed),
+            n, strategy, seed, guidance, steps, noise_level, rank_by, distinct, same_formula,
+            return_trajectory, progress, Fixed(space_group, lattice, fixed),
         )  # fmt: skip
         many = hasattr(composition, "__iter__") and not isinstance(composition, str | Composition | Mapping)
         wanted: list[Any] = list(composition) if many else [composition]  # type: ignore[arg-type]
@@ -248,7 +251,10 @@ class StructureGenerator:
             bar.add(len(groups))
             for start in range(0, len(groups), PART):
                 part = groups[start : start + PART]
-                requests = [Request([c.content for c in g.cells], wish.fixed.space_group) for g in part]
+                requests = [
+                    Request([c.content for c in g.cells], wish.fixed.space_group, wish.same_formula)
+                    for g in part
+                ]
                 answers = hybrid(requests, max(group.want for group in part))
                 for group, structures in zip(part, answers, strict=True):
                     found.append([(s, [s]) for s in structures[: group.want]])
