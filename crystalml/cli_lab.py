@@ -112,17 +112,12 @@ def train(
     held_out = PackedDataset.load(val) if val else None
     with distributed(place) as place:
         config = TrainConfig(
-            recipe=recipe,
-            out=out,
-            size=size,  # type: ignore[arg-type]  # checked by the recipe, which lists the sizes
+            recipe,
+            out,
+            size,  # type: ignore[arg-type]  # checked by the recipe, which lists the sizes
             fit=FitConfig(steps, length, lr, weight_decay=weight_decay, seed=seed, optimizer=optimizer),
-            pairs=pairs,
-            max_atoms=max_atoms,
-            init=init,
-            device=place,
-            compile=compile,
-            bf16=bf16,
-        )
+            pairs=pairs, max_atoms=max_atoms, init=init, device=place, compile=compile, bf16=bf16,
+        )  # fmt: skip
         with ProgressBar(os.environ.get("RANK", "0") == "0", f"training {recipe}") as bar:
             bar.add(1000)
             done = 0

@@ -184,10 +184,9 @@ class StructureGenerator:
         fixed: a part of the crystal, whose cell and sites stay while diffusion adds the other atoms.
 
         guidance > 0 steers diffusion to low energy (DAO, Algorithm 1). steps: of the sampler; None is 25 for
-        GemsDiff and what the solver says for others. rank_by: the
-        ranker's "probability" (diffusion's draws keep their order), the potential's "energy" per atom, or
-        None. distinct=True leaves out what is the same crystal as one before it. same_formula=False predicts
-        as if no crystal of this very composition were known, for new polymorphs: else known ones come first.
+        GemsDiff and what the solver says for others. rank_by: the ranker's "probability" (diffusion's draws
+        keep their order), the potential's "energy" per atom, or None. distinct=True leaves out what is the
+        same crystal as one before it. same_formula=False, for new polymorphs: as if none were known.
 
         A draw depends on (seed, composition, index) only, up to rounding, whatever the batch; one with atoms
         closer than 0.5 A, no volume or NaN is redrawn up to max_redraws times, then left out with a warning
