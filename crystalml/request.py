@@ -249,8 +249,7 @@ def likely_formulas(
                 if any(a == b and x > y for a, b, x, y in zip(key, key[1:], order, order[1:], strict=False)):
                     continue  # equal amounts: one of the two orders is enough
                 distance = atlas.similarity.distances[np.array(order)[None], tuples].sum(1)
-                score = atlas.similarity.log_kernel(distance, len(order), weight)
-                score = score + atlas.similarity.log_kernel(distance, len(order), 1.0)
+                score = 2 * atlas.similarity.log_kernel(distance, len(order), np.sqrt(weight))
                 amounts = dict(zip(order, key, strict=True))
                 unit = gcd(*key)
                 formula = tuple(amounts[z] // unit for z in elements)

@@ -181,10 +181,8 @@ class PrototypeAtlas:
         log_volume = self.volumes.log_volume(base, counts)
         out = []
         for kind, (evidence, p, species, template) in found:
-            excess = (
-                0.0  # log of the volume over the model's, as in the prototype's crystals of like elements
-            )
-            if kind == "direct":
+            excess = 0.0
+            if kind == "direct":  # log of the volume over the model's, as in crystals of like elements
                 excess = float(self.likeness(p, species, same_formula) @ self.tables.excess(p))
             volume = exp(log_volume + excess)
             out.append(Candidate(p, species, 0.0, evidence - COST.get(kind, 0.0), template, volume, kind))
