@@ -10,6 +10,7 @@ import typer
 
 from crystalml import __version__
 from crystalml.cli_check import check
+from crystalml.cli_data import data
 from crystalml.cli_evaluate import judge
 from crystalml.cli_featurize import features, measures
 from crystalml.cli_generate import generation
@@ -32,7 +33,8 @@ app = typer.Typer(
     "Start with [bold]crystalml quickstart[/].",
 )
 
-app.add_typer(lab)  # without a name: its commands stand beside those below
+app.add_typer(data)  # without a name: its commands stand beside those below
+app.add_typer(lab)
 app.add_typer(check)
 app.add_typer(judge)
 app.add_typer(generation)

@@ -141,23 +141,6 @@ def map_(
     typer.echo(f"{len(rows)} crystals; picture: {out}")
 
 
-@features.command(name="pack-csd", epilog=examples("crystalml pack-csd -o csd.safetensors --max-atoms 200"))
-def pack_csd(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The packed file, .safetensors.")],
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Look at so many entries \\[default: all].")
-    ] = None,
-    max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = 200,
-) -> None:
-    """Pack the Cambridge Structural Database for pretraining; needs its Python API and a licence."""
-    from crystalml.datasets.csd import pack_csd as run
-
-    data, reasons = run(limit, max_atoms)
-    data.save(out)
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    typer.echo(f"{len(data)} crystals written to {out}; entries: {told}")
-
-
 @measures.command(
     epilog=examples(
         "crystalml benchmark matbench DATA --tasks phonons,dielectric --max-train 1000 --seen 10000",

@@ -1,8 +1,9 @@
-"""Commands of the laboratory: pack data, train models, measure them."""
+"""Commands of the laboratory: train models, measure them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +14,7 @@ from crystalml.device import pick_device
 from crystalml.errors import InputError
 
 if TYPE_CHECKING:
-    from crystalml.train import Log
+    from crystalml.train import Log, TrainConfig
 
 Optimizer = Literal["adamw", "muon"]
 
@@ -24,49 +25,9 @@ lab.add_typer(benchmark, name="benchmark")
 
 @lab.command(
     epilog=examples(
-        "crystalml pack ../shared/data -o train.safetensors --max-atoms 20",
-        "crystalml pack ../shared/data -o p.safetensors --max-atoms 20 --labelled --frames 15000",
-        "crystalml pack ../shared/data -o val.safetensors --split val --benchmark mp_20_val",
-        "crystalml pack ../shared/data -o f.safetensors --labelled --frames 149057 --forces --align --minima",
-    )
-)
-def pack(
-    folder: Annotated[Path, typer.Argument(help="A CrysDB folder (crysdb/*.parquet, frames/*.parquet).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The packed file, .safetensors.")],
-    split: Annotated[str, typer.Option(help="train or val.")] = "train",
-    max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
-    frames: Annotated[int, typer.Option(min=0, help="Add this many rattled or decorated frames.")] = 0,
-    subset: Annotated[
-        str | None, typer.Option("--benchmark", help="Only mp_20_train, mp_20_val or mpts_52_val.")
-    ] = None,
-    labelled: Annotated[bool, typer.Option("--labelled", help="Only crystals with an energy.")] = False,
-    forces: Annotated[
-        bool, typer.Option("--forces", help="Frames carry forces and stresses, for dao-p.")
-    ] = False,
-    align: Annotated[
-        bool, typer.Option("--align", help="Move frames to the DFT energies of their crystals.")
-    ] = False,
-    minima: Annotated[
-        bool, typer.Option("--minima", help="Crystals carry zero forces and stresses: DFT relaxed them.")
-    ] = False,
-    seed: Seed = 0,
-) -> None:
-    """Pack a CrysDB folder into one small file to train on."""
-    from crystalml.datasets.packing import training_set
-
-    data = training_set(
-        folder, split, max_atoms, frames, seed,
-        benchmark=subset, labelled=labelled, forces=forces, align=align, minima=minima,
-    )  # fmt: skip
-    data.save(out)
-    labels = ", ".join(f"{name} ({int(value.isfinite().sum())})" for name, value in data.labels.items())
-    typer.echo(f"{len(data)} crystals, {len(data.numbers)} atoms written to {out}; labels: {labels}")
-
-
-@lab.command(
-    epilog=examples(
         "crystalml train dao-g --data train.safetensors --val val.safetensors --minutes 60 -o runs/dao-g",
         "crystalml train dao-p --data frames.safetensors --size base --minutes 600 --device cuda -o runs/p",
+        "crystalml train dao-p --data frames.safetensors --moduli moduli.safetensors --minutes 600 -o runs/p",
         "crystalml train dao-g --data mine.safetensors --init model.safetensors --lr 1e-4 -o runs/tuned",
         "torchrun --nproc-per-node 4 -m crystalml.cli train dao-g --data train.safetensors -o runs/four",
     )
@@ -94,12 +55,14 @@ def train(
     bf16: Annotated[
         bool, typer.Option("--bf16", help="dao-p: products in bfloat16, with --compile.")
     ] = False,
+    moduli: Annotated[
+        Path | None, typer.Option(help="dao-p: elastic moduli to learn beside, see `crystalml pack-moduli`.")
+    ] = None,
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
     """Train a model; stop it at any moment and the same command goes on."""
     from crystalml.datasets.packed import PackedDataset
-    from crystalml.progress import ProgressBar
     from crystalml.train import TrainConfig, distributed
     from crystalml.train import train as run
     from crystalml.training.fit import FitConfig
@@ -109,7 +72,7 @@ def train(
     length = 10.0 if minutes is None and steps is None else minutes
     place = str(pick_device(device))
     crystals = PackedDataset.cat([PackedDataset.load(path) for path in data])
-    held_out = PackedDataset.load(val) if val else None
+    held_out, elastic = (PackedDataset.load(path) if path else None for path in (val, moduli))
     with distributed(place) as place:
         config = TrainConfig(
             recipe,
@@ -117,17 +80,25 @@ def train(
             size,  # type: ignore[arg-type]  # checked by the recipe, which lists the sizes
             fit=FitConfig(steps, length, lr, weight_decay=weight_decay, seed=seed, optimizer=optimizer),
             pairs=pairs, max_atoms=max_atoms, init=init, device=place, compile=compile, bf16=bf16,
+            moduli=elastic,
         )  # fmt: skip
-        with ProgressBar(os.environ.get("RANK", "0") == "0", f"training {recipe}") as bar:
-            bar.add(1000)
-            done = 0
-            for log in run(config, crystals, held_out):
-                share = round(1000 * log.run.progress.share(config.fit))
-                bar.advance(share - done)
-                done = share
-                if log.milestone:
-                    typer.echo(_milestone(log))
+        _follow(run(config, crystals, held_out), config)
     typer.echo(f"Model: {out / 'model.safetensors'}")
+
+
+def _follow(logs: Iterator[Log], config: TrainConfig) -> None:
+    """Train to the end under a progress bar and tell every milestone."""
+    from crystalml.progress import ProgressBar
+
+    with ProgressBar(os.environ.get("RANK", "0") == "0", f"training {config.recipe}") as bar:
+        bar.add(1000)
+        done = 0
+        for log in logs:
+            share = round(1000 * log.run.progress.share(config.fit))
+            bar.advance(share - done)
+            done = share
+            if log.milestone:
+                typer.echo(_milestone(log))
 
 
 def _milestone(log: Log) -> str:

@@ -49,6 +49,7 @@ class TrainConfig:
     pairs: padded atom pairs a batch may hold (count x atoms^2, or for a potential atoms x neighbours), which
     bounds time and memory.
     init: weights to start from (fine-tuning); their own architecture replaces `size`.
+    moduli: cubic crystals whose elastic moduli a potential learns beside (`crystalml pack-moduli`).
     bf16: matrix products of a compiled potential's slopes in bfloat16 while it learns; validation is in full.
     """
 
@@ -63,6 +64,7 @@ class TrainConfig:
     device: str = "cpu"
     compile: bool | None = None
     bf16: bool = False
+    moduli: PackedDataset | None = None
     validations: int = 20
 
 
@@ -82,7 +84,7 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
     In the folder `config.out`: state.safetensors, everything needed to go on, after a kill too (running the
     same command resumes); at milestones model.safetensors, the averaged weights, and log.csv, the losses.
     """
-    recipe = _recipe(config)
+    recipe = _with_moduli(_recipe(config), config.moduli)
     data = _fitting(data, config.max_atoms, "training")
     val = _fitting(val, config.max_atoms, "validation") if val is not None else None
     config.out.mkdir(parents=True, exist_ok=True)
@@ -121,6 +123,18 @@ def _recipe(config: TrainConfig) -> Recipe:
     if config.recipe not in RECIPES:
         raise InputError(f"unknown recipe {config.recipe!r}; choose one of {', '.join(RECIPES)}")
     return RECIPES[config.recipe](config.size)
+
+
+def _with_moduli(recipe: Recipe, moduli: PackedDataset | None) -> Recipe:
+    if moduli is None:
+        return recipe
+    if not isinstance(recipe.objective, Potential):
+        raise InputError(f"moduli are for a potential (recipe dao-p), not for {recipe.name}: leave them out")
+    if missing := {"bulk_modulus", "shear_modulus"} - set(moduli.labels):
+        raise InputError(
+            f"the moduli lack the labels {sorted(missing)}; make them with `crystalml pack-moduli`"
+        )
+    return replace(recipe, objective=replace(recipe.objective, moduli=moduli[slice(None)]))
 
 
 def _start(init: Path | None, recipe: Recipe) -> CrystalModel:

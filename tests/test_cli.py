@@ -18,7 +18,7 @@ from crystalml import cli
 from crystalml.training.checkpoint import save_model
 
 COMMANDS = [
-    ["quickstart"], ["generate"], ["relax"], ["models"], ["pack"], ["train"], ["calibrate"],
+    ["quickstart"], ["pack-moduli"], ["generate"], ["relax"], ["models"], ["pack"], ["train"], ["calibrate"],
     ["check-calculator"], ["featurize"], ["finetune"], ["predict"], ["pack-csd"], ["evaluate"], ["hull"],
     ["hull-table"], ["plot", "parity"], ["plot", "curves"], ["plot", "map"], ["benchmark", "matbench"],
     ["benchmark", "features"],
@@ -85,10 +85,10 @@ def test_seed_and_device_everywhere_they_mean_something(run):
         text = run(*command, "--help").output
         without = (["models"], ["pack"], ["check-calculator"], ["benchmark", "prototypes"], ["hull-table"])
         without += (["pack-csd"], ["fit-ranker"], ["plot", "parity"], ["plot", "curves"], ["plot", "map"])
-        without += (["label-data"],)  # the calculator knows its own
+        without += (["label-data"], ["pack-moduli"])  # the calculator knows its own
         assert ("--device" in text) == (command not in without)
         seedless = (["models"], ["relax"], ["calibrate"], ["predict"], ["hull-table"], ["pack-csd"])
-        seedless += (["plot", "parity"], ["plot", "curves"], ["fit-ranker"], ["relax-data"])
+        seedless += (["plot", "parity"], ["plot", "curves"], ["fit-ranker"], ["relax-data"], ["pack-moduli"])
         assert ("--seed" in text) == (command not in seedless)
 
 

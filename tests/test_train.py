@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,10 +78,29 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
         next(train(TrainConfig("dao-g", tmp_path, "tiny", bf16=True), _data(0, 3)))
     with pytest.raises(InputError, match="at most 0 atoms"):
         next(train(TrainConfig("dao-g", tmp_path, "tiny", max_atoms=0), _data(0, 3)))
+    with pytest.raises(InputError, match=r"moduli.*dao-p.*dao-g"):
+        next(train(TrainConfig("dao-g", tmp_path, "tiny", moduli=_data(0, 3)), _data(0, 3)))
+    with pytest.raises(InputError, match=r"bulk_modulus.*pack-moduli"):
+        next(train(TrainConfig("dao-p", tmp_path, "tiny", moduli=_data(0, 3)), _data(0, 3)))
+
+
+def test_moduli_are_learned_beside_frames(tmp_path: Path) -> None:
+    data = _data(0, 8)
+    labels = data.labels | {"stress": torch.zeros(8, 3, 3)}
+    frames = replace(data, labels=labels, site_labels={"forces": torch.zeros_like(data.frac)})
+    cubic = _data(1, 4)
+    moduli = replace(
+        cubic,
+        labels={"bulk_modulus": torch.full((4,), 90.0), "shear_modulus": torch.full((4,), 40.0)},
+        site_labels={"internal": torch.zeros_like(cubic.frac)},
+    )
+    config = TrainConfig("dao-p", tmp_path, "tiny", FitConfig(steps=2), moduli=moduli, compile=False)
+    *_, last = train(config, frames)
+    assert last.losses["moduli"] > 0
 
 
 WORKER = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from crystalml.datasets.packed import PackedDataset
 from crystalml.train import TrainConfig, distributed, train
@@ -89,13 +109,16 @@ from crystalml.training.fit import FitConfig
 torch.set_num_threads(1)
 data = PackedDataset.load(sys.argv[1])
 with distributed("cpu") as device:
-    config = TrainConfig("diffcsp", Path(sys.argv[2]), "tiny", FitConfig(steps=4), pairs=40, device=device)
-    list(train(config, data))
+    end = FitConfig(**{sys.argv[3]: float(sys.argv[4])})
+    config = TrainConfig("diffcsp", Path(sys.argv[2]), "tiny", end, pairs=40, device=device)
+    *_, last = train(config, data)
+    torch.save(last.run.model.state_dict(), f"{sys.argv[2]}.{os.environ['RANK']}")
 """
 
 
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    """Started as torchrun starts them: one state is written, counting the crystals of both."""
+@pytest.mark.parametrize("end", [("steps", "4"), ("minutes", "0.02")])
+def test_two_processes_train_one_model(tmp_path: Path, end: tuple[str, str]) -> None:
+    """Started as torchrun starts them: both end together with the same weights; one state, counting both."""
     packed, out = tmp_path / "data.safetensors", tmp_path / "run"
     _data(0, 16).save(packed)
     with socket.socket() as free:
@@ -109,11 +132,16 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     }
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(packed), str(out)], env=base | {"RANK": r, "LOCAL_RANK": r}
+            [sys.executable, "-c", WORKER, str(packed), str(out), *end],
+            env=base | {"RANK": r, "LOCAL_RANK": r},
         )
         for r in ("0", "1")
     ]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    first, second = (torch.load(f"{out}.{rank}") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
     _, meta = read_tensors(out / "state.safetensors")
-    assert meta["progress"]["step"] == 4 and meta["progress"]["crystals"] > 4 * 2
+    step = meta["progress"]["step"]
+    assert step == 4 if end[0] == "steps" else step > 0
+    assert meta["progress"]["crystals"] > step * 2
     assert load_model_file(out / "model.safetensors").card["recipe"] == "diffcsp"

@@ -12,6 +12,9 @@ from crystalml.models.derivatives import CompiledPotential, derivatives, energie
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel
 from crystalml.objectives.dimers import attraction, random_dimers
+from crystalml.objectives.moduli import bulk_and_shear, disturbed, misfit
+
+_SHARE = 0.1  # relative error of a modulus below which the norm turns quadratic
 
 
 def pseudo_huber(error: Tensor, beta: float) -> Tensor:
@@ -28,7 +31,9 @@ class Potential:
     Forces are trained through second derivatives, so the model has to be twice differentiable and runs in
     full precision. A batch without forces and stresses costs one backward pass only, a third.
     dimers: how many random close pairs to push apart (`attraction`) beside a batch with forces, so that none
-    becomes a hole. compiled: to train through, None for autograd.
+    becomes a hole. moduli: cubic crystals with known moduli (`datasets.moduli`), of which each such batch
+    takes `moduli_count` along, strained; their shares of error are pseudo-Huber, too. compiled: to train
+    through, None for autograd.
     """
 
     scale: EnergyScale
@@ -39,22 +44,23 @@ class Potential:
     betas: tuple[float, float, float] = (0.01, 0.03, 0.001)
     dimers: int = 0
     dimers_weight: float = 1.0
+    moduli: CrystalBatch | None = None
+    moduli_count: int = 3
+    moduli_weight: float = 0.5
     compiled: CompiledPotential | None = None
 
     def __call__(
         self, model: CrystalModel, x: CrystalBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """{"loss", "energy", "forces", "stress"}: scalars; the last three mean absolute errors of entries,
-        of what is labelled. With gradients and `dimers`, also "dimers": see `attraction`.
+        of what is labelled. With gradients and `dimers`, also "dimers": see `attraction`; with `moduli`,
+        "moduli": mean share of their errors.
         """
         targets = (x.labels.get(self.label), x.site_labels.get("forces"), x.labels.get("stress"))
         loss, report = x.frac.new_zeros(()), {}
         with torch.autocast(x.device.type, enabled=False):
             if any(_known(target).any() for target in targets[1:] if target is not None):
-                found, close = self._derivatives(model, x, generator)
-                if close is not None:
-                    holes = attraction(close)
-                    loss, report = self.dimers_weight * holes, {"dimers": holes.detach()}
+                found, loss, report = self._derivatives(model, x, generator)
             else:
                 compiled = self.compiled if torch.is_grad_enabled() else None
                 found = (energies(model, x, compiled), x.frac, x.lattice)
@@ -72,19 +78,38 @@ class Potential:
 
     def _derivatives(
         self, model: CrystalModel, x: CrystalBatch, generator: torch.Generator | None
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
-        """Energies, forces and stresses of x; while training, also the forces in random close pairs.
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, dict[str, Tensor]]:
+        """Energies, forces and stresses of x; while training, also the loss of what travels in its batch.
 
-        The pairs travel in the batch of the crystals: one more evaluation would cost a third.
+        Random close pairs and strained crystals do: evaluations of their own would cost a third more.
         """
         learn = torch.is_grad_enabled()
-        both = x
+        guests: list[CrystalBatch] = []
         if learn and self.dimers:
-            both = CrystalBatch.cat([x, random_dimers(self.dimers, x.frac, generator)])
+            guests.append(random_dimers(self.dimers, x.frac, generator))
+        cubic = self._some_moduli(x, generator) if learn and self.moduli is not None else None
+        if cubic is not None:
+            guests.append(disturbed(cubic))
+        both = CrystalBatch.cat([x, *guests]) if guests else x
         out = derivatives(model, both, create_graph=learn, compiled=self.compiled if learn else None)
-        n, b = len(x.numbers), len(x)
-        close = out.forces[n:] if len(both) > b else None
-        return (out.per_atom[:b], out.forces[:n], out.stress[:b]), close
+        atoms = [len(part.numbers) for part in (x, *guests)]
+        forces, stress = out.forces.split(atoms), out.stress.split([len(part) for part in (x, *guests)])
+        loss, report = x.frac.new_zeros(()), {}
+        if learn and self.dimers:
+            holes = attraction(forces[1])
+            loss, report = self.dimers_weight * holes, {"dimers": holes.detach()}
+        if cubic is not None:
+            found = bulk_and_shear(cubic, forces[-1], stress[-1])
+            true = (cubic.labels["bulk_modulus"], cubic.labels["shear_modulus"])
+            error = torch.cat([misfit(*pair) for pair in zip(found, true, strict=True)])
+            loss = loss + self.moduli_weight * pseudo_huber(error[:, None], _SHARE).mean()
+            report["moduli"] = error.detach().abs().mean()
+        return (out.per_atom[: len(x)], forces[0], stress[0]), loss, report
+
+    def _some_moduli(self, x: CrystalBatch, generator: torch.Generator | None) -> CrystalBatch:
+        assert self.moduli is not None
+        ids = torch.randint(len(self.moduli), (self.moduli_count,), generator=generator, device=x.device)
+        return self.moduli[ids].to(x.device, x.dtype)
 
 
 def _known(target: Tensor) -> Tensor:

@@ -187,6 +187,15 @@ def average_gradients(model: nn.Module) -> None:
         p.grad = g.view_as(p)
 
 
+def _agreed(seconds: float, device: torch.device) -> float:
+    """The first process's clock for all: else rates would differ, and one would stop while others wait."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return seconds
+    clock = torch.tensor(seconds, dtype=torch.float64, device=device)
+    dist.broadcast(clock, 0)
+    return float(clock)
+
+
 def fit(
     model: nn.Module,
     objective: Objective,
@@ -230,7 +239,7 @@ def fit(
                 p,
                 step=p.step + 1,
                 batch=p.batch + 1,
-                seconds=p.seconds + now - last,
+                seconds=_agreed(p.seconds + now - last, run.device),
                 crystals=p.crystals + len(x) * world,
             )
             last = now

@@ -13,6 +13,7 @@ from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from crystalml.benchmarks import elastic
+from crystalml.datasets.moduli import FILES
 from crystalml.errors import InputError
 
 
@@ -38,14 +39,14 @@ def files(root: Path) -> None:
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
     (root / "properties").mkdir()
-    ids, cells = ["a", "a", "b", "c"], [3.6, 3.6, 4.0, 5.0]
-    for column, file in enumerate(elastic.FILES.values()):
-        atoms = [1, 1, 1, 9]
+    ids, cells = ["a", "a", "b", "c", "d"], [3.6, 3.6, 4.0, 5.0, 4.1]
+    for column, file in enumerate(FILES.values()):
+        atoms = [1, 1, 1, 9, 1]
         pandas.DataFrame(
             {
                 "material_id": ids,
-                "target": [2.0 - column, 2.0 - column, 1.5 - column, 1.0],
-                "numbers": [[29] * n for n in atoms],
+                "target": [2.0 - column, 2.0 - column, 1.5 - column, 1.0, 1.0],
+                "numbers": [[z] * n for z, n in zip([74, 74, 74, 74, 29], atoms, strict=True)],
                 "frac_coords": [np.linspace(0, 0.9, 3 * n).tolist() for n in atoms],
                 "lattice": [(np.eye(3) * a).flatten().tolist() for a in cells],
                 "n_atoms": atoms,
@@ -53,7 +54,7 @@ def files(root: Path) -> None:
         ).to_parquet(root / "properties" / file)
 
 
-def test_targets_come_once_and_small_ones_only(tmp_path: Path) -> None:
+def test_targets_come_once_small_and_held_out(tmp_path: Path) -> None:
     files(tmp_path)
     crystals, truth = elastic._targets(tmp_path, 10, 8, 0)
     order = np.argsort([-row[0] for row in truth])
@@ -76,4 +77,5 @@ def test_scores_count_what_is_there(tmp_path: Path, tiny_potential, monkeypatch)
     assert k["log10_mae"]["mean"] == pytest.approx((np.log10(2) + 1.5) / 2, abs=1e-5)
     assert k["mae_gpa"]["mean"] == pytest.approx((100 + 10**1.5 - 1) / 2, abs=1e-3)
     assert k["within_25_percent"]["mean"] == 0 and g["within_25_percent"]["mean"] == 1
+    assert k["crystals"] == 2 == result["moduli"]["K cubic"]["crystals"] and "K other" not in result["moduli"]
     assert g["median_ratio"] == pytest.approx(1, abs=1e-5) and (tmp_path / "e.json").exists()

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.packed import PackedDataset, SizeBatches
+from crystalml.models.derivatives import derivatives
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel, ModelConfig
 from crystalml.models.periodic import PeriodicConfig
+from crystalml.objectives.moduli import bulk_and_shear, disturbed, misfit
 from crystalml.objectives.potential import Potential, pseudo_huber
 from crystalml.predict import Predictor
 from crystalml.testing import rand_crystals
@@ -104,6 +106,48 @@ def test_weight_gradients_of_the_force_error_are_exact() -> None:
             weight -= step * direction
     slope = float((weight.grad * direction).sum())
     assert slope == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4)
+
+
+def _silicon(bulk: float, shear: float) -> CrystalBatch:
+    a = 5.43
+    return CrystalBatch(
+        torch.tensor([14, 14]), torch.tensor([[0.0] * 3, [0.25] * 3]).double(),
+        a / 2 * (1 - torch.eye(3).double())[None], torch.tensor([2]),
+        {"bulk_modulus": torch.tensor([bulk]).double(), "shear_modulus": torch.tensor([shear]).double()},
+        {"internal": torch.tensor([[0.5**0.5, 0, 0], [-(0.5**0.5), 0, 0]]).double()},
+    )  # fmt: skip
+
+
+def test_strained_crystals_travel_in_the_batch_of_the_others() -> None:
+    """Their loss is that of the moduli by themselves; where nothing is learned they stay away."""
+    model, generator = _model(), torch.Generator().manual_seed(0)
+    x = _labelled(rand_crystals(0, 3, min_distance=1.8), model)
+    cubic = _silicon(90.0, 60.0)
+    out = derivatives(model, disturbed(cubic))
+    found = torch.cat(bulk_and_shear(cubic, out.forces, out.stress))
+    share = misfit(found, torch.tensor([90.0, 60.0]).double())
+    objective = Potential(SCALE, dimers=2, moduli=cubic, moduli_count=2)
+    losses = objective(model, x, generator=generator)
+    expected = 0.5 * pseudo_huber(share[:, None], 0.1).mean() + losses["dimers"]
+    assert losses["moduli"] > 0.1 and losses["moduli"] == pytest.approx(float(share.abs().mean()))
+    assert float(losses["loss"].detach()) == pytest.approx(float(expected.detach()))
+    with torch.no_grad():
+        assert objective(model, x).keys() == {"loss", "energy", "forces", "stress"}
+
+
+def test_a_potential_learns_moduli() -> None:
+    model, generator = _model(noise=0.0), torch.Generator().manual_seed(0)
+    x = _labelled(rand_crystals(0, 2, max_atoms=2, min_distance=1.8), model)
+    objective = Potential(SCALE, moduli=_silicon(90.0, 60.0), moduli_count=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    shares = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses = objective(model, x, generator=generator)
+        losses["loss"].backward()
+        optimizer.step()
+        shares.append(float(losses["moduli"]))
+    assert shares[0] > 0.5 and max(shares[-5:]) < 0.3 * shares[0]
 
 
 def test_pseudo_huber_is_a_norm_far_out_and_a_square_near_zero() -> None:
