@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from crystalml.crystal import CrystalBatch
 
@@ -11,7 +12,7 @@ STRAIN = 0.01
 MOVE = 0.03  # Angstrom
 GPA = 160.21766208  # in one eV/A^3
 FLOOR = 10.0  # GPa: below, errors count by their size and no longer by their share
-_SOFT = 1.0  # eV/A^2: what a force constant may not fall below
+_SOFT = 1.0  # eV/A^2: what force constants are taken for that are smaller or negative
 
 
 def disturbed(x: CrystalBatch) -> CrystalBatch:
@@ -44,8 +45,7 @@ def bulk_and_shear(x: CrystalBatch, forces: Tensor, stress: Tensor) -> tuple[Ten
 
     f = along(forces[:n] - forces[n : 2 * n]) / (2 * STRAIN)
     k = -along(forces[2 * n : 3 * n] - forces[3 * n :]) / (2 * MOVE)
-    k = (k + (k * k + _SOFT**2).sqrt()) / 2
-    c44 = c44 - f * f / (x.volume * k)
+    c44 = c44 - f * f / (x.volume * (_SOFT + softplus(k - _SOFT)))
     bulk, prime = (c11 + 2 * c12) / 3, (c11 - c12) / 2
     voigt = (2 * prime + 3 * c44) / 5
     stable = (prime > 0) & (c44 > 0)
