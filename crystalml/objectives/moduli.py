@@ -8,19 +8,25 @@ from torch.nn.functional import softplus
 
 from crystalml.crystal import CrystalBatch
 
-STRAIN = 0.01
+STRAINS = (0.005, 0.03)  # learned at one strain, a well may be as steep there and flat elsewhere
 MOVE = 0.03  # Angstrom
 GPA = 160.21766208  # in one eV/A^3
 FLOOR = 10.0  # GPa: below, errors count by their size and no longer by their share
 _SOFT = 1.0  # eV/A^2: what force constants are taken for that are smaller or negative
 
 
-def disturbed(x: CrystalBatch) -> CrystalBatch:
-    """(4 b) crystals: x strained by eps_xx = gamma_yz = +-STRAIN, and with atoms +-MOVE along `internal`.
+def random_strains(x: CrystalBatch, generator: torch.Generator | None) -> Tensor:
+    """(b,) how far to strain each crystal."""
+    share = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
+    return STRAINS[0] + (STRAINS[1] - STRAINS[0]) * share
 
-    x: crystals with their cube's edges along x, y, z and the site label `internal`, as `cubic_moduli` gives.
+
+def disturbed(x: CrystalBatch, strain: Tensor) -> CrystalBatch:
+    """(4 b) crystals: x strained by eps_xx = gamma_yz = +-strain, and with atoms +-MOVE along `internal`.
+
+    strain: (b,). x: crystals with their cube's edges along x, y, z and the site label `internal`, as `cubic_moduli` gives.
     """
-    e = x.lattice.new_tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.5, 0.0]]) * STRAIN
+    e = x.lattice.new_tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.5, 0.0]]) * strain[:, None, None]
     way = torch.linalg.solve(x.lattice[x.index], x.site_labels["internal"][:, None], left=False)[:, 0]
     bare = x.replace(labels={}, site_labels={})
     strained = [bare.replace(lattice=x.lattice + sign * x.lattice @ e) for sign in (1, -1)]
@@ -28,22 +34,22 @@ def disturbed(x: CrystalBatch) -> CrystalBatch:
     return CrystalBatch.cat(strained + moved)
 
 
-def bulk_and_shear(x: CrystalBatch, forces: Tensor, stress: Tensor) -> tuple[Tensor, Tensor]:
+def bulk_and_shear(x: CrystalBatch, strain: Tensor, forces: Tensor, stress: Tensor) -> tuple[Tensor, Tensor]:
     """K and G (Voigt-Reuss-Hill), both (b,) in GPa, of x from forces (4 n, 3) and stresses (4 b, 3, 3) of
-    `disturbed(x)`, in eV/A and eV/A^3; differentiable.
+    `disturbed(x, strain)`, in eV/A and eV/A^3; differentiable.
 
     Atoms go as far as one direction of length 1 (`internal`) takes them: with the force f along it per strain
     and its force constant k, C_44 = C_44(atoms fixed) - f^2 / (V k).
     """
     n, b = len(x.numbers), len(x)
-    s = (stress[:b] - stress[b : 2 * b]) / (2 * STRAIN)
+    s = (stress[:b] - stress[b : 2 * b]) / (2 * strain[:, None, None])
     c11, c12, c44 = s[:, 0, 0], (s[:, 1, 1] + s[:, 2, 2]) / 2, s[:, 1, 2]
     way = x.site_labels["internal"]
 
     def along(change: Tensor) -> Tensor:
         return change.new_zeros(b).index_add(0, x.index, (change * way).sum(-1))
 
-    f = along(forces[:n] - forces[n : 2 * n]) / (2 * STRAIN)
+    f = along(forces[:n] - forces[n : 2 * n]) / (2 * strain)
     k = -along(forces[2 * n : 3 * n] - forces[3 * n :]) / (2 * MOVE)
     c44 = c44 - f * f / (x.volume * (_SOFT + softplus(k - _SOFT)))
     bulk, prime = (c11 + 2 * c12) / 3, (c11 - c12) / 2

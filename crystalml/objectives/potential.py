@@ -12,7 +12,7 @@ from crystalml.models.derivatives import CompiledPotential, derivatives, energie
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel
 from crystalml.objectives.dimers import attraction, random_dimers
-from crystalml.objectives.moduli import bulk_and_shear, disturbed, misfit
+from crystalml.objectives.moduli import bulk_and_shear, disturbed, misfit, random_strains
 
 _SHARE = 0.1  # relative error of a modulus below which the norm turns quadratic
 
@@ -89,7 +89,8 @@ class Potential:
             guests.append(random_dimers(self.dimers, x.frac, generator))
         cubic = self._some_moduli(x, generator) if learn and self.moduli is not None else None
         if cubic is not None:
-            guests.append(disturbed(cubic))
+            strain = random_strains(cubic, generator)
+            guests.append(disturbed(cubic, strain))
         both = CrystalBatch.cat([x, *guests]) if guests else x
         out = derivatives(model, both, create_graph=learn, compiled=self.compiled if learn else None)
         atoms = [len(part.numbers) for part in (x, *guests)]
@@ -99,7 +100,7 @@ class Potential:
             holes = attraction(forces[1])
             loss, report = self.dimers_weight * holes, {"dimers": holes.detach()}
         if cubic is not None:
-            found = bulk_and_shear(cubic, forces[-1], stress[-1])
+            found = bulk_and_shear(cubic, strain, forces[-1], stress[-1])
             true = (cubic.labels["bulk_modulus"], cubic.labels["shear_modulus"])
             error = torch.cat([misfit(*pair) for pair in zip(found, true, strict=True)])
             loss = loss + self.moduli_weight * pseudo_huber(error[:, None], _SHARE).mean()

@@ -17,6 +17,8 @@ from crystalml.crystal import CrystalBatch
 from crystalml.datasets.moduli import cubic_response
 from crystalml.objectives.moduli import GPA, bulk_and_shear, disturbed, misfit
 
+STRAIN = torch.tensor([0.01], dtype=torch.float64)
+
 
 def _batch(atoms: Atoms) -> CrystalBatch:
     found = cubic_response(atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
@@ -44,7 +46,7 @@ def _evaluated(x: CrystalBatch, calculator) -> tuple[Tensor, Tensor]:
 
 
 def _found(x: CrystalBatch, calculator) -> tuple[float, float]:
-    k, g = bulk_and_shear(x, *_evaluated(disturbed(x), calculator))
+    k, g = bulk_and_shear(x, STRAIN, *_evaluated(disturbed(x, STRAIN), calculator))
     return float(k), float(g)
 
 
@@ -107,7 +109,7 @@ def test_unstable_crystals_have_moduli_and_gradients_all_the_same() -> None:
     stress = torch.zeros(4, 3, 3, dtype=torch.float64)
     stress[0, 1, 2] = stress[0, 2, 1] = -0.01
     stress.requires_grad_()
-    k, g = bulk_and_shear(x, forces, stress)
+    k, g = bulk_and_shear(x, STRAIN, forces, stress)
     (k.sum() + g.sum()).backward()
     assert float(g.detach()) < 0
     assert forces.grad is not None and forces.grad.isfinite().all()

@@ -13,6 +13,7 @@ from crystalml.models.derivatives import derivatives
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel, ModelConfig
 from crystalml.models.periodic import PeriodicConfig
+from crystalml.objectives import moduli
 from crystalml.objectives.moduli import bulk_and_shear, disturbed, misfit
 from crystalml.objectives.potential import Potential, pseudo_huber
 from crystalml.predict import Predictor
@@ -118,13 +119,15 @@ def _silicon(bulk: float, shear: float) -> CrystalBatch:
     )  # fmt: skip
 
 
-def test_strained_crystals_travel_in_the_batch_of_the_others() -> None:
+def test_strained_crystals_travel_in_the_batch_of_the_others(monkeypatch) -> None:
     """Their loss is that of the moduli by themselves; where nothing is learned they stay away."""
     model, generator = _model(), torch.Generator().manual_seed(0)
     x = _labelled(rand_crystals(0, 3, min_distance=1.8), model)
     cubic = _silicon(90.0, 60.0)
-    out = derivatives(model, disturbed(cubic))
-    found = torch.cat(bulk_and_shear(cubic, out.forces, out.stress))
+    monkeypatch.setattr(moduli, "STRAINS", (0.01, 0.01))
+    strain = torch.tensor([0.01]).double()
+    out = derivatives(model, disturbed(cubic, strain))
+    found = torch.cat(bulk_and_shear(cubic, strain, out.forces, out.stress))
     share = misfit(found, torch.tensor([90.0, 60.0]).double())
     objective = Potential(SCALE, dimers=2, moduli=cubic, moduli_count=2)
     losses = objective(model, x, generator=generator)
