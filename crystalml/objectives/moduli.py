@@ -24,7 +24,8 @@ def random_strains(x: CrystalBatch, generator: torch.Generator | None) -> Tensor
 def disturbed(x: CrystalBatch, strain: Tensor) -> CrystalBatch:
     """(4 b) crystals: x strained by eps_xx = gamma_yz = +-strain, and with atoms +-MOVE along `internal`.
 
-    strain: (b,). x: crystals with their cube's edges along x, y, z and the site label `internal`, as `cubic_moduli` gives.
+    strain: (b,). x: crystals with their cube's edges along x, y, z and the site label `internal`, as
+    `cubic_moduli` gives.
     """
     e = x.lattice.new_tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, 0.5, 0.0]]) * strain[:, None, None]
     way = torch.linalg.solve(x.lattice[x.index], x.site_labels["internal"][:, None], left=False)[:, 0]
