@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from crystalml.cli_parts import Seed, examples
+from crystalml.cli_parts import Device, Seed, examples
+from crystalml.device import pick_device
 
 data = typer.Typer()
 
@@ -63,14 +64,20 @@ def pack(
 def pack_moduli(
     folder: Annotated[Path, typer.Argument(help="A CrysDB folder with MatBench's moduli (properties/).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The packed file, .safetensors.")],
+    model: Annotated[
+        str, typer.Option(help="Potential that says how atoms answer a strain: name, path or hf:// address.")
+    ] = "dao-p",
     split: Annotated[str, typer.Option(help="train, or val: the fifth held out.")] = "train",
+    max_atoms: Annotated[int, typer.Option(min=1, help="Leave out larger cells.")] = 6,
+    device: Device = None,
 ) -> None:
-    """Pack cubic crystals with their elastic moduli, for a potential to learn beside."""
-    from crystalml.datasets.moduli import cubic_moduli
+    """Pack crystals with their elastic moduli, for a potential to learn beside."""
+    from crystalml.moduli_data import moduli_data
+    from crystalml.weights import load_model
 
-    packed = cubic_moduli(folder, split)
+    packed = moduli_data(folder, load_model(model, pick_device(device)), split, max_atoms)
     packed.save(out)
-    typer.echo(f"{len(packed)} cubic crystals, {len(packed.numbers)} atoms written to {out}")
+    typer.echo(f"{len(packed)} crystals, {len(packed.numbers)} atoms written to {out}")
 
 
 @data.command(name="pack-csd", epilog=examples("crystalml pack-csd -o csd.safetensors --max-atoms 200"))

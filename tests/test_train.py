@@ -92,7 +92,7 @@ def test_moduli_are_learned_beside_frames(tmp_path: Path) -> None:
     moduli = replace(
         cubic,
         labels={"bulk_modulus": torch.full((4,), 90.0), "shear_modulus": torch.full((4,), 40.0)},
-        site_labels={"internal": torch.zeros_like(cubic.frac)},
+        site_labels={"response": torch.zeros(len(cubic.frac), 6, 3)},
     )
     config = TrainConfig("dao-p", tmp_path, "tiny", FitConfig(steps=2), moduli=moduli, compile=False)
     *_, last = train(config, frames)

@@ -12,7 +12,7 @@ from crystalml.models.derivatives import CompiledPotential, derivatives, energie
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel
 from crystalml.objectives.dimers import attraction, random_dimers
-from crystalml.objectives.moduli import bulk_and_shear, disturbed, misfit, random_strains
+from crystalml.objectives.moduli import bulk_and_shear, disturbed, elastic_tensor, misfit, random_strains
 
 _SHARE = 0.1  # relative error of a modulus below which the norm turns quadratic
 
@@ -31,7 +31,7 @@ class Potential:
     Forces are trained through second derivatives, so the model has to be twice differentiable and runs in
     full precision. A batch without forces and stresses costs one backward pass only, a third.
     dimers: how many random close pairs to push apart (`attraction`) beside a batch with forces, so that none
-    becomes a hole. moduli: cubic crystals with known moduli (`datasets.moduli`), of which each such batch
+    becomes a hole. moduli: crystals with known moduli (`moduli_data`), of which each such batch
     takes `moduli_count` along, strained; their shares of error are pseudo-Huber, too. compiled: to train
     through, None for autograd.
     """
@@ -45,7 +45,7 @@ class Potential:
     dimers: int = 0
     dimers_weight: float = 1.0
     moduli: CrystalBatch | None = None
-    moduli_count: int = 3
+    moduli_count: int = 1
     moduli_weight: float = 0.5
     compiled: CompiledPotential | None = None
 
@@ -87,10 +87,10 @@ class Potential:
         guests: list[CrystalBatch] = []
         if learn and self.dimers:
             guests.append(random_dimers(self.dimers, x.frac, generator))
-        cubic = self._some_moduli(x, generator) if learn and self.moduli is not None else None
-        if cubic is not None:
-            strain = random_strains(cubic, generator)
-            guests.append(disturbed(cubic, strain))
+        elastic = self._some_moduli(x, generator) if learn and self.moduli is not None else None
+        if elastic is not None:
+            strain = random_strains(elastic, generator)
+            guests.append(disturbed(elastic, strain))
         both = CrystalBatch.cat([x, *guests]) if guests else x
         out = derivatives(model, both, create_graph=learn, compiled=self.compiled if learn else None)
         atoms = [len(part.numbers) for part in (x, *guests)]
@@ -99,9 +99,9 @@ class Potential:
         if learn and self.dimers:
             holes = attraction(forces[1])
             loss, report = self.dimers_weight * holes, {"dimers": holes.detach()}
-        if cubic is not None:
-            found = bulk_and_shear(cubic, strain, forces[-1], stress[-1])
-            true = (cubic.labels["bulk_modulus"], cubic.labels["shear_modulus"])
+        if elastic is not None:
+            found = bulk_and_shear(elastic_tensor(elastic, strain, forces[-1], stress[-1]))
+            true = (elastic.labels["bulk_modulus"], elastic.labels["shear_modulus"])
             error = torch.cat([misfit(*pair) for pair in zip(found, true, strict=True)])
             loss = loss + self.moduli_weight * pseudo_huber(error[:, None], _SHARE).mean()
             report["moduli"] = error.detach().abs().mean()

@@ -14,19 +14,22 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from crystalml.crystal import CrystalBatch
-from crystalml.datasets.moduli import cubic_response
-from crystalml.objectives.moduli import GPA, bulk_and_shear, disturbed, misfit
+from crystalml.objectives.moduli import (
+    GPA,
+    bulk_and_shear,
+    disturbed,
+    elastic_tensor,
+    misfit,
+    unit_strains,
+)
 
 STRAIN = torch.tensor([0.01], dtype=torch.float64)
 
 
 def _batch(atoms: Atoms) -> CrystalBatch:
-    found = cubic_response(atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
-    assert found is not None
     return CrystalBatch(
         torch.as_tensor(atoms.numbers).long(), torch.as_tensor(atoms.get_scaled_positions()),
-        torch.as_tensor(found.lattice)[None], torch.tensor([len(atoms)]),
-        site_labels={"internal": torch.as_tensor(found.internal)},
+        torch.as_tensor(atoms.cell.array.copy())[None], torch.tensor([len(atoms)]),
     )  # fmt: skip
 
 
@@ -45,9 +48,28 @@ def _evaluated(x: CrystalBatch, calculator) -> tuple[Tensor, Tensor]:
     return torch.cat(forces), torch.stack(stress)
 
 
+def _tensor(x: CrystalBatch, calculator) -> Tensor:
+    return elastic_tensor(x, STRAIN, *_evaluated(disturbed(x, STRAIN), calculator))
+
+
 def _found(x: CrystalBatch, calculator) -> tuple[float, float]:
-    k, g = bulk_and_shear(x, STRAIN, *_evaluated(disturbed(x, STRAIN), calculator))
+    k, g = bulk_and_shear(_tensor(x, calculator))
     return float(k), float(g)
+
+
+def _with_response(x: CrystalBatch, calculator, size: float = 2e-3) -> CrystalBatch:
+    """Where atoms go when they are relaxed in strained cells."""
+    ways = []
+    for strain in unit_strains(x.lattice).numpy():
+        ends = []
+        for sign in (1, -1):
+            atoms = _atoms(x, x.lattice[0].numpy() @ (np.eye(3) + sign * size * strain), calculator)
+            start = atoms.positions.copy()
+            BFGS(atoms, logfile=None).run(fmax=1e-6)
+            moved = atoms.positions - start
+            ends.append(moved - moved.mean(0))
+        ways.append((ends[0] - ends[1]) / (2 * size))
+    return x.replace(site_labels={"response": torch.as_tensor(np.stack(ways, 1))})
 
 
 def _by_energies(x: CrystalBatch, calculator) -> tuple[float, float]:
@@ -92,10 +114,36 @@ def test_atoms_that_answer_a_shear_soften_it() -> None:
     """Zincblende, where they do, against energies with relaxed atoms; held fixed, it is stiffer by far."""
     calculator = LennardJones(sigma=2.2, epsilon=0.3, rc=6.0, smooth=True)
     x = _without_pressure(lambda a: bulk("GaAs", "zincblende", a=a), calculator, 4.5, 6.0)
-    k, g = _found(x, calculator)
+    moving = _with_response(x, calculator)
+    k, g = _found(moving, calculator)
     assert (k, g) == pytest.approx(_by_energies(x, calculator), rel=0.03)
-    clamped = _found(x.replace(site_labels={"internal": torch.zeros_like(x.frac)}), calculator)
+    clamped = _found(x, calculator)
     assert clamped[0] == pytest.approx(k) and clamped[1] > 1.2 * g
+
+
+def test_an_error_of_the_response_enters_squared() -> None:
+    calculator = LennardJones(sigma=2.2, epsilon=0.3, rc=6.0, smooth=True)
+    x = _without_pressure(lambda a: bulk("GaAs", "zincblende", a=a), calculator, 4.5, 6.0)
+    right = _with_response(x, calculator).site_labels["response"]
+    c44 = [
+        float(_tensor(x.replace(site_labels={"response": scale * right}), calculator)[0, 3, 3])
+        for scale in (1.0, 0.9, 1.1, 0.8)
+    ]
+    assert c44[0] == min(c44)
+    near, far = c44[1] - c44[0], c44[3] - c44[0]
+    assert c44[2] - c44[0] == pytest.approx(near, rel=0.1) and far == pytest.approx(4 * near, rel=0.1)
+
+
+def test_a_tensor_turns_with_its_crystal() -> None:
+    """K and G do not depend on how the crystal stands; C of copper has a cube's symmetry."""
+    x = _without_pressure(lambda a: bulk("Cu", a=a), EMT(), 3.5, 3.7)
+    c = _tensor(x, EMT())[0]
+    assert float(c[0, 0]) == pytest.approx(float(c[2, 2]), rel=1e-3) and float(c[0, 3]) == pytest.approx(
+        0, abs=0.5
+    )
+    generator = torch.Generator().manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))
+    assert _found(x.replace(lattice=x.lattice @ q), EMT()) == pytest.approx(_found(x, EMT()), rel=5e-3)
 
 
 def test_errors_are_shares_of_the_moduli() -> None:
@@ -103,14 +151,17 @@ def test_errors_are_shares_of_the_moduli() -> None:
     torch.testing.assert_close(misfit(found, true), torch.tensor([-0.45, -0.9, 1 / 11]))
 
 
-def test_unstable_crystals_have_moduli_and_gradients_all_the_same() -> None:
-    x = _batch(bulk("Si"))
-    forces = torch.zeros(8, 3, dtype=torch.float64, requires_grad=True)
-    stress = torch.zeros(4, 3, 3, dtype=torch.float64)
-    stress[0, 1, 2] = stress[0, 2, 1] = -0.01
-    stress.requires_grad_()
-    k, g = bulk_and_shear(x, STRAIN, forces, stress)
+def test_unstable_crystals_have_voigts_moduli_and_gradients_all_the_same() -> None:
+    c = torch.diag(torch.tensor([100.0, 100, 100, -20, 50, 50]))[None].requires_grad_()
+    k, g = bulk_and_shear(c)
     (k.sum() + g.sum()).backward()
-    assert float(g.detach()) < 0
-    assert forces.grad is not None and forces.grad.isfinite().all()
-    assert stress.grad is not None and stress.grad.isfinite().all()
+    assert float(k.detach()) == pytest.approx(100 / 3)
+    assert float(g.detach()) == pytest.approx((300 + 3 * 80) / 15)
+    assert c.grad is not None and c.grad.isfinite().all()
+
+
+def test_voigt_reuss_hill_of_an_isotropic_solid_are_its_own() -> None:
+    k, g = 90.0, 35.0
+    c = torch.diag(torch.tensor([2 * g] * 3 + [g] * 3))
+    c[:3, :3] += k - 2 * g / 3
+    assert [float(v) for v in bulk_and_shear(c[None])] == pytest.approx([k, g])
