@@ -145,13 +145,13 @@ def _print(result: dict[str, Any]) -> None:
 
     rows = [
         (
-            name, str(part["crystals"]), shown(part["log10_mae"]), shown(part["mae_gpa"], 1, 1),
+            f"{name} ({part['crystals']})", shown(part["log10_mae"]), shown(part["mae_gpa"], 1, 1),
             f"{part['median_ratio']:.2f}",
             shown(part["within_25_percent"], 100, 0),
         )
         for name, part in result["moduli"].items()
     ]  # fmt: skip
-    columns = ["", "crystals", "MAE log10 (95 %)", "MAE GPa", "median of model / DFT", "within 25 %"]
+    columns = ["", "MAE log10 (95 %)", "MAE GPa", "median of model / DFT", "within 25 %"]
     done = result["crystals"] - result["failed"]
     note = (
         f"{shown(result['stable'], 100, 0)} % of {done} mechanically stable, "
