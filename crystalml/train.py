@@ -49,7 +49,7 @@ class TrainConfig:
     pairs: padded atom pairs a batch may hold (count x atoms^2, or for a potential atoms x neighbours), which
     bounds time and memory.
     init: weights to start from (fine-tuning); their own architecture replaces `size`.
-    moduli: cubic crystals whose elastic moduli a potential learns beside (`crystalml pack-moduli`).
+    moduli: crystals whose elastic moduli a potential learns beside (`crystalml pack-moduli`).
     bf16: matrix products of a compiled potential's slopes in bfloat16 while it learns; validation is in full.
     """
 

@@ -41,11 +41,10 @@ def run(
 ) -> dict[str, Any]:
     """Bulk and shear moduli (Voigt-Reuss-Hill, GPa) of n crystals by matcalc, against DFT's (MatBench).
 
-    They are of the fifth of formulas held out of training (`datasets.moduli`); potentials learn moduli of
-    cubic crystals, so these are counted apart, too. Cells of at most max_atoms, relaxed by the model and
-    strained by 1 % (normal) and 2 % (shear), atoms relaxed in each. A crystal is stable if its elastic tensor
-    has positive eigenvalues only. A modulus below 1 GPa counts as 1 GPa. Writes `out` (JSON) if given and
-    returns its content.
+    They are of the fifth of formulas held out of training (`datasets.moduli`). Cells of at most max_atoms,
+    relaxed by the model and strained by 1 % (normal) and 2 % (shear), atoms relaxed in each. Cubic crystals
+    and others are counted apart, too. A crystal is stable if its elastic tensor has positive eigenvalues
+    only. A modulus below 1 GPa counts as 1 GPa. Writes `out` (JSON) if given and returns its content.
     """
     where = pick_device(device)
     loaded = load(model, where)

@@ -31,9 +31,9 @@ class Potential:
     Forces are trained through second derivatives, so the model has to be twice differentiable and runs in
     full precision. A batch without forces and stresses costs one backward pass only, a third.
     dimers: how many random close pairs to push apart (`attraction`) beside a batch with forces, so that none
-    becomes a hole. moduli: crystals with known moduli (`moduli_data`), of which each such batch
-    takes `moduli_count` along, strained; their shares of error are pseudo-Huber, too. compiled: to train
-    through, None for autograd.
+    becomes a hole. moduli: crystals with known moduli (`moduli_data`), of which each such batch takes
+    `moduli_count` along, strained; their shares of error are pseudo-Huber, too. compiled: to train through,
+    None for autograd.
     """
 
     scale: EnergyScale
@@ -57,7 +57,8 @@ class Potential:
         "moduli": mean share of their errors.
         """
         targets = (x.labels.get(self.label), x.site_labels.get("forces"), x.labels.get("stress"))
-        loss, report = x.frac.new_zeros(()), {}
+        loss = x.frac.new_zeros(())
+        report: dict[str, Tensor] = {}
         with torch.autocast(x.device.type, enabled=False):
             if any(_known(target).any() for target in targets[1:] if target is not None):
                 found, loss, report = self._derivatives(model, x, generator)
@@ -84,33 +85,38 @@ class Potential:
         Random close pairs and strained crystals do: evaluations of their own would cost a third more.
         """
         learn = torch.is_grad_enabled()
-        guests: list[CrystalBatch] = []
+        elastic = self._some_moduli(x, generator) if learn else None
+        parts = [x]
         if learn and self.dimers:
-            guests.append(random_dimers(self.dimers, x.frac, generator))
-        elastic = self._some_moduli(x, generator) if learn and self.moduli is not None else None
+            parts.append(random_dimers(self.dimers, x.frac, generator))
         if elastic is not None:
-            strain = random_strains(elastic, generator)
-            guests.append(disturbed(elastic, strain))
-        both = CrystalBatch.cat([x, *guests]) if guests else x
-        out = derivatives(model, both, create_graph=learn, compiled=self.compiled if learn else None)
-        atoms = [len(part.numbers) for part in (x, *guests)]
-        forces, stress = out.forces.split(atoms), out.stress.split([len(part) for part in (x, *guests)])
-        loss, report = x.frac.new_zeros(()), {}
+            parts.append(disturbed(*elastic))
+        together = CrystalBatch.cat(parts) if len(parts) > 1 else x
+        out = derivatives(model, together, create_graph=learn, compiled=self.compiled if learn else None)
+        forces = out.forces.split([len(part.numbers) for part in parts])
+        stress = out.stress.split([len(part) for part in parts])
+        loss = x.frac.new_zeros(())
+        report: dict[str, Tensor] = {}
         if learn and self.dimers:
             holes = attraction(forces[1])
-            loss, report = self.dimers_weight * holes, {"dimers": holes.detach()}
+            loss, report["dimers"] = self.dimers_weight * holes, holes.detach()
         if elastic is not None:
-            found = bulk_and_shear(elastic_tensor(elastic, strain, forces[-1], stress[-1]))
-            true = (elastic.labels["bulk_modulus"], elastic.labels["shear_modulus"])
-            error = torch.cat([misfit(*pair) for pair in zip(found, true, strict=True)])
+            bulk, shear = bulk_and_shear(elastic_tensor(*elastic, forces[-1], stress[-1]))
+            true = elastic[0].labels
+            error = torch.cat([misfit(bulk, true["bulk_modulus"]), misfit(shear, true["shear_modulus"])])
             loss = loss + self.moduli_weight * pseudo_huber(error[:, None], _SHARE).mean()
             report["moduli"] = error.detach().abs().mean()
         return (out.per_atom[: len(x)], forces[0], stress[0]), loss, report
 
-    def _some_moduli(self, x: CrystalBatch, generator: torch.Generator | None) -> CrystalBatch:
-        assert self.moduli is not None
+    def _some_moduli(
+        self, x: CrystalBatch, generator: torch.Generator | None
+    ) -> tuple[CrystalBatch, Tensor] | None:
+        """Crystals with moduli, and how far to strain each."""
+        if self.moduli is None:
+            return None
         ids = torch.randint(len(self.moduli), (self.moduli_count,), generator=generator, device=x.device)
-        return self.moduli[ids].to(x.device, x.dtype)
+        chosen = self.moduli[ids.to(self.moduli.device)].to(x.device, x.dtype)
+        return chosen, random_strains(chosen, generator)
 
 
 def _known(target: Tensor) -> Tensor:
