@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crystalml.geometry.lattice import determinant
 
+EV_PER_A3 = 160.21766208  # GPa in one eV/A^3
 _NO_LABELS: Mapping[str, Tensor] = MappingProxyType({})
 
 

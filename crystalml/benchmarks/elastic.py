@@ -16,7 +16,8 @@ from crystalml.benchmarks.csp import ModelLike, load, named
 from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.targets import choose, structures
 from crystalml.calculators.ase import DaoCalculator
-from crystalml.datasets.moduli import formulas, held_out, moduli
+from crystalml.datasets.arrays import formulas
+from crystalml.datasets.moduli import held_out, moduli
 from crystalml.device import pick_device
 from crystalml.errors import InputError, UnsupportedError
 from crystalml.metrics.intervals import bootstrap_ratio

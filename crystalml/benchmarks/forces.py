@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from crystalml.benchmarks.csp import ModelLike, load, named
 from crystalml.benchmarks.report import environment, show, write_json
 from crystalml.benchmarks.targets import choose
+from crystalml.crystal import EV_PER_A3
 from crystalml.datasets.arrays import Arrays, fractions, pack
-from crystalml.datasets.crysdb import ENERGY, EV_PER_A3, dft_frames, fit_references, frames
+from crystalml.datasets.crysdb import ENERGY, dft_frames, fit_references, frames
 from crystalml.device import pick_device
 from crystalml.elements import covalent_radii
 from crystalml.geometry.neighbors import neighbor_list

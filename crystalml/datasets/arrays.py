@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalml.elements import symbol
 from crystalml.errors import InputError
 
 if TYPE_CHECKING:
@@ -125,6 +127,17 @@ def fractions(data: Arrays) -> Array:
     flat = data.index * width + data.numbers.astype(np.int64)
     counts = np.bincount(flat, minlength=len(data) * width).reshape(len(data), width)
     return counts / data.num_atoms[:, None]
+
+
+def formulas(data: Arrays) -> list[str]:
+    """Reduced formulas, elements by atomic number, such as "O2Ti1"."""
+    found = []
+    for numbers in np.split(data.numbers, np.cumsum(data.num_atoms))[:-1]:
+        kinds, counts = np.unique(numbers, return_counts=True)
+        unit = math.gcd(*counts.tolist())
+        pairs = zip(kinds.tolist(), counts.tolist(), strict=True)
+        found.append("".join(f"{symbol(z)}{count // unit}" for z, count in pairs))
+    return found
 
 
 def pack(data: Arrays, labels: Collection[str] | None = None) -> PackedDataset:

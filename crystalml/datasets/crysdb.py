@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from crystalml.crystal import EV_PER_A3
 from crystalml.datasets.arrays import MAX_Z, Array, Arrays, fractions, pack, standard_orientation
 from crystalml.errors import CellError, FileReadError, InputError, NonFiniteError, UnsupportedError
 
@@ -41,7 +42,6 @@ BENCHMARKS = ("", "mp_20_train", "mp_20_val", "mpts_52_val")
 """Meaning of the integer label `benchmark`: its position in this tuple."""
 SOURCES = ("mp", "wbm", "lemat_oqmd", "aflow_icsd", "lemat_alexandria", "jarvis_optb88")
 SPLITS = ("train", "val")
-EV_PER_A3 = 160.21766208  # GPa in one eV/A^3
 ENERGY, ENERGY_2018 = "formation_energy_per_atom", "formation_energy_per_atom_mp2018"
 ENERGY_FILLED = "formation_energy_per_atom_filled"
 

@@ -6,16 +6,14 @@ are no one's to learn from.
 
 from __future__ import annotations
 
-import math
 import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from crystalml.datasets.arrays import Array, Arrays
+from crystalml.datasets.arrays import Array, Arrays, formulas
 from crystalml.datasets.crysdb import read_parquet
-from crystalml.elements import symbol
 from crystalml.errors import InputError
 
 FILES = {"bulk_modulus": "matbench_log_kvrh.parquet", "shear_modulus": "matbench_log_gvrh.parquet"}
@@ -47,24 +45,16 @@ def moduli_split(root: str | Path, split: str, max_atoms: int) -> Arrays:
     sane = np.all([(RANGE[0] < v) & (v < RANGE[1]) for v in data.labels.values()], 0)
     data = data[sane & (data.num_atoms <= max_atoms)]
     names = formulas(data)
-    held = held_out(names)
-    tested = {name for file in TESTS for name in formulas(read_parquet(Path(root, "tests", file)))}
-    data = data[held if split == "val" else ~held & ~np.isin(names, list(tested))]
+    keep = held_out(names)
+    if split == "train":
+        tested = {name for file in TESTS for name in formulas(read_parquet(Path(root, "tests", file)))}
+        keep = ~keep & ~np.isin(names, list(tested))
+    data = data[keep]
     if len(data) == 0:
         raise InputError(f"{root} holds no crystal of at most {max_atoms} atoms with elastic moduli")
     return data
 
 
-def held_out(formulas: list[str]) -> Array:
-    """(b,) a fifth of all formulas, by checksum: no potential learns their moduli, benchmarks use them."""
-    return np.array([zlib.crc32(formula.encode()) % 5 == 0 for formula in formulas], bool)
-
-
-def formulas(data: Arrays) -> list[str]:
-    """Reduced formulas, elements by atomic number, such as "O2Ti1"."""
-    found = []
-    for numbers in np.split(data.numbers, np.cumsum(data.num_atoms))[:-1]:
-        kinds, counts = np.unique(numbers, return_counts=True)
-        unit = math.gcd(*counts.tolist())
-        found.append("".join(f"{symbol(int(z))}{c // unit}" for z, c in zip(kinds, counts, strict=True)))
-    return found
+def held_out(names: list[str]) -> Array:
+    """(b,) a fifth of all `formulas`, by checksum: no potential learns their moduli, benchmarks use them."""
+    return np.array([zlib.crc32(formula.encode()) % 5 == 0 for formula in names], bool)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from math import gcd
 from pathlib import Path
 
 import numpy as np
 
-from crystalml.datasets.arrays import Arrays
+from crystalml.datasets.arrays import Arrays, formulas
 from crystalml.datasets.crysdb import ENERGY_FILLED, crysdb, fill_energy
-from crystalml.elements import symbol
 from crystalml.metrics.stability import HullTable
 
 MARGIN = 0.1  # eV/atom above the hull; what lies higher is never a neighbour worth naming
@@ -35,15 +33,5 @@ def crysdb_hull(root: str | Path, margin: float = MARGIN, processes: int = 1) ->
         "attribution": "Aggregated from the Materials Project (Jain et al., APL Materials 1, 011002 (2013)) "
         "and WBM (Wang, Botti and Marques, npj Comput. Mater. 7, 12 (2021)); CC BY 4.0.",
     }
-    table = HullTable.from_entries(_formulas(data), energies[np.isfinite(energies)].tolist(), card)
+    table = HullTable.from_entries(formulas(data), energies[np.isfinite(energies)].tolist(), card)
     return table.pruned(margin, processes)
-
-
-def _formulas(data: Arrays) -> list[str]:
-    out = []
-    for part in np.split(data.numbers.astype(np.int64), np.cumsum(data.num_atoms)[:-1]):
-        numbers, counts = np.unique(part, return_counts=True)
-        divisor = gcd(*counts.tolist())
-        pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
-        out.append("".join(f"{symbol(z)}{n // divisor}" for z, n in pairs))
-    return out

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crystalml.crystal import CrystalBatch
+from crystalml.crystal import EV_PER_A3, CrystalBatch
 
 STRAINS = (0.005, 0.02)  # learned at one strain, a well may be as steep there and flat elsewhere
-GPA = 160.21766208  # in one eV/A^3
 FLOOR = 10.0  # GPa: below, errors count by their size and no longer by their share
 _LEAST = 3.0  # GPa: a crystal with a softer strain is not stable enough for compliances
 
@@ -61,7 +60,7 @@ def elastic_tensor(x: CrystalBatch, strain: Tensor, forces: Tensor, stress: Tens
     if (way := x.site_labels.get("response")) is not None:
         work = torch.einsum("kni,nmi->nkm", f[0] - f[1], way)
         c = c - work.new_zeros(b, 6, 6).index_add(0, x.index, work) / x.volume[:, None, None]
-    c = GPA * c / (2 * strain[:, None, None])
+    c = EV_PER_A3 * c / (2 * strain[:, None, None])
     return (c + c.mT) / 2
 
 

@@ -189,8 +189,6 @@ def average_gradients(model: nn.Module) -> None:
 
 def _agreed(seconds: float, device: torch.device) -> float:
     """The first process's clock for all: else rates would differ, and one would stop while others wait."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return seconds
     clock = torch.tensor(seconds, dtype=torch.float64, device=device)
     dist.broadcast(clock, 0)
     return float(clock)
@@ -235,11 +233,12 @@ def fit(
                 )
             now = time.monotonic()
             p = run.progress
+            seconds = p.seconds + now - last
             run.progress = replace(
                 p,
                 step=p.step + 1,
                 batch=p.batch + 1,
-                seconds=_agreed(p.seconds + now - last, run.device),
+                seconds=_agreed(seconds, run.device) if world > 1 else seconds,
                 crystals=p.crystals + len(x) * world,
             )
             last = now

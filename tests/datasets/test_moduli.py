@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from ase.build import bulk
 
-from crystalml.datasets.moduli import formulas, held_out, moduli, moduli_split
+from crystalml.datasets.arrays import formulas
+from crystalml.datasets.moduli import held_out, moduli, moduli_split
 from crystalml.errors import InputError
 
 

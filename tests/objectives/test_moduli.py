@@ -13,9 +13,8 @@ from ase.optimize import BFGS
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from crystalml.crystal import CrystalBatch
+from crystalml.crystal import EV_PER_A3, CrystalBatch
 from crystalml.objectives.moduli import (
-    GPA,
     bulk_and_shear,
     disturbed,
     elastic_tensor,
@@ -83,7 +82,7 @@ def _by_energies(x: CrystalBatch, calculator) -> tuple[float, float]:
 
     def curvature(e: np.ndarray) -> float:
         d = 2e-3
-        return (energy(d * e) - 2 * energy(0 * e) + energy(-d * e)) / d**2 / float(x.volume) * GPA
+        return (energy(d * e) - 2 * energy(0 * e) + energy(-d * e)) / d**2 / float(x.volume) * EV_PER_A3
 
     shear = np.zeros((3, 3))
     shear[1, 2] = shear[2, 1] = 0.5
