@@ -282,6 +282,8 @@ def relax_data(
     epilog=examples(
         "crystalml label-data t.safetensors --calculator chgnet.model:CHGNetCalculator -o near.safetensors",
         "crystalml label-data mine.safetensors --calculator calc.py:make -o near.safetensors --frames 5",
+        "crystalml label-data t.safetensors --calculator calc.py:make -o new.safetensors --substituted 1 "
+        "--exclude mp_20_test.parquet",
         "crystalml train dao-p --data train.safetensors --data near.safetensors -o runs/p",
     ),
 )
@@ -290,6 +292,13 @@ def label_data(
     calculator: Annotated[str, typer.Option(help="ASE's: module:name or file.py:name.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The packed frames; rows go to OUT.rows.")],
     frames: Annotated[int, typer.Option(min=1, help="Of each crystal.")] = 1,
+    substituted: Annotated[
+        int, typer.Option(min=0, help="Crystals with new elements, of each; three frames of one.")
+    ] = 0,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option(help="Parquet files whose formulas no new crystal may have; again for more."),
+    ] = None,
     displacement: Annotated[str, typer.Option(help="Angstrom a coordinate, from the first to the other.")] = (
         "0.004,0.1"
     ),
@@ -302,15 +311,19 @@ def label_data(
     """Displace and strain crystals and label them with a calculator: forces to train a potential on."""
     from crystalml.cli_check import factory
     from crystalml.conformance.subject import factory_of
+    from crystalml.datasets.arrays import formulas
+    from crystalml.datasets.crysdb import read_parquet
     from crystalml.datasets.packed import PackedDataset
     from crystalml.label_data import label_data as run
 
     moves = two_numbers(displacement, "--displacement", "0.004,0.1")
     strains = two_numbers(strain, "--strain", "0.001,0.03")
     engine = factory_of(factory(calculator, kwargs))()
+    names = {name for file in exclude or () for name in formulas(read_parquet(file))}
+    crystals = PackedDataset.load(data).up_to(max_atoms)
     found = run(
-        PackedDataset.load(data).up_to(max_atoms), engine, frames=frames, displacement=moves, strain=strains,
-        seed=seed, folder=f"{out}.rows", progress=not quiet,
+        crystals, engine, frames=frames, substituted=substituted, exclude=names, displacement=moves,
+        strain=strains, seed=seed, folder=f"{out}.rows", progress=not quiet,
     )  # fmt: skip
     found.data.save(out)
     typer.echo(f"{len(found.data)} frames, {len(found.data.numbers)} atoms written to {out}")

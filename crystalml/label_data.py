@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +15,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crystalml.convert import to_atoms
-from crystalml.datasets.arrays import standard_orientation
+from crystalml.crystal import EV_PER_A3
+from crystalml.datasets.arrays import reduced_formula, standard_orientation
+from crystalml.datasets.crysdb import fit_references
 from crystalml.datasets.packed import PackedDataset
+from crystalml.elements import MAX_Z
 from crystalml.errors import InputError
 from crystalml.journal import Journal
 from crystalml.progress import ProgressBar
+from crystalml.prototypes import PrototypeAtlas
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
 Array = NDArray[Any]
+Found = tuple[float, Array, Array]
 Row = dict[str, Any]
 Range = tuple[float, float]
 DISPLACEMENT = (0.004, 0.1)
 STRAIN = (0.001, 0.03)
 MAX_CHANGE = 0.5  # eV/atom between a crystal and its frame, beyond which the calculator is not believed
+MAX_FORCE = 50.0  # eV/A: the same of a crystal with new elements, which has no other to be compared with
+DESCENT = 3  # frames of a crystal with new elements
+ALIKE = 10  # how many elements may take another's sites
 ROWS = "frames.jsonl"
 _KEPT = ("benchmark", "parent")  # labels that a frame shares with its crystal
 
@@ -55,6 +63,8 @@ def label_data(
     calculator: Calculator,
     *,
     frames: int = 1,
+    substituted: int = 0,
+    exclude: Collection[str] = (),
     displacement: Range = DISPLACEMENT,
     strain: Range = STRAIN,
     seed: int = 0,
@@ -69,25 +79,36 @@ def label_data(
     plus what the calculator says the move costs, so frames agree with the labels of the crystals whatever
     the calculator's zero. Crystals without that label are left out.
 
+    substituted: how many further crystals to make of each, with elements of the set on the sites of elements
+    they are like, by the shipped atlas, and the volume it expects; each gives `DESCENT` frames on the way
+    down the calculator's forces. Their energy is the calculator's less what it takes the elements for
+    (`fit_references`, on the set's own crystals), and NaN if these are too few to tell.
+    exclude: reduced formulas as of `datasets.arrays.formulas`, such as a test's, that none of them may have.
+
     Frames depend on the seed and the crystal's place alone. folder: where rows are kept as they come; the
     same call goes on where it was stopped. Raises InputError for data without energies, ranges that are
     none, a folder of other settings, or if no frame could be labelled.
     """
-    _check(data, frames, displacement, strain)
+    _check(data, frames, substituted, displacement, strain)
     todo = np.flatnonzero(np.isfinite(data.labels["energy"].numpy())).tolist()
     settings = {
         "crystals": len(data), "calculator": type(calculator).__name__, "frames": frames,
-        "displacement": list(displacement), "strain": list(strain), "seed": seed,
+        "substituted": substituted, "excluded": len(exclude), "displacement": list(displacement),
+        "strain": list(strain), "seed": seed,
     }  # fmt: skip
     journal = Journal(Path(folder), ROWS) if folder is not None else None
     rows = {(row["crystal"], row["frame"]): row for row in journal.open(settings)} if journal else {}
+    elements = np.unique(data.numbers.numpy())
+    count = frames + substituted * DESCENT
     with ProgressBar(progress, "labelling") as bar:
-        bar.add(len(todo) * frames)
+        bar.add(len(todo) * count)
         bar.advance(len(rows))
         for i in todo:
-            if all((i, k) in rows for k in range(frames)):
+            if all((i, k) in rows for k in range(count)):
                 continue
             found = list(_label(data, i, calculator, frames, displacement, strain, seed))
+            for k in range(substituted):
+                found += _substitute(data, i, calculator, elements, frames + k * DESCENT, seed, exclude)
             if journal:
                 journal.append(found)
             rows |= {(i, row["frame"]): row for row in found}
@@ -100,7 +121,7 @@ def label_data(
     return LabelledData(_packed(data, good), ordered)
 
 
-def _check(data: PackedDataset, frames: int, displacement: Range, strain: Range) -> None:
+def _check(data: PackedDataset, frames: int, substituted: int, displacement: Range, strain: Range) -> None:
     if "energy" not in data.labels:
         raise InputError(
             f"the data have the labels {', '.join(data.labels) or 'none'}; frames take their energies from "
@@ -108,6 +129,8 @@ def _check(data: PackedDataset, frames: int, displacement: Range, strain: Range)
         )
     if frames < 1:
         raise InputError(f"frames must be 1 or more, not {frames}")
+    if substituted < 0:
+        raise InputError(f"substituted must be 0 or more, not {substituted}")
     for name, limits in (("displacement", displacement), ("strain", strain)):
         if not (0 < limits[0] <= limits[1] < math.inf):
             raise InputError(f"{name} must be 0 < low <= high, not {list(limits)}")
@@ -130,10 +153,71 @@ def _label(
         if abs(change) > MAX_CHANGE:
             yield {**row, "failed": f"energy changes by more than {MAX_CHANGE} eV/atom"}
             continue
-        fields = (moved.get_scaled_positions(wrap=False), moved.cell.array, *found[1:])
-        names = ("frac", "lattice", "forces", "stress")
-        lists = {name: np.round(v, 7).tolist() for name, v in zip(names, fields, strict=True)}
-        yield {**row, "failed": "", "energy": float(data.labels["energy"][i]) + change, **lists}
+        energy = float(data.labels["energy"][i]) + change
+        yield {**row, "failed": "", "energy": energy, "rest": rest[0] / len(crystal), **_lists(moved, found)}
+
+
+def _lists(atoms: Atoms, found: Found) -> Row:
+    fields = (atoms.get_scaled_positions(wrap=False), atoms.cell.array, *found[1:])
+    names = ("frac", "lattice", "forces", "stress")
+    return {name: np.round(v, 7).tolist() for name, v in zip(names, fields, strict=True)}
+
+
+def _substitute(
+    data: PackedDataset, i: int, calculator: Calculator, elements: Array, first: int, seed: int,
+    exclude: Collection[str],
+) -> Iterator[Row]:  # fmt: skip
+    """Frames of one crystal with new elements, `energy` being the calculator's own."""
+    rng = np.random.default_rng([seed, i, first])
+    atoms = _with_like_elements(to_atoms(data[[i]])[0], elements, exclude, rng)
+    for k in range(first, first + DESCENT):
+        row: Row = {"crystal": i, "frame": k}
+        found = atoms if isinstance(atoms, str) else _ask(atoms, calculator)
+        if not isinstance(found, str) and np.abs(found[1]).max() > MAX_FORCE:
+            found = f"forces on a crystal with new elements beyond {MAX_FORCE} eV/A"
+        if isinstance(atoms, str) or isinstance(found, str):
+            atoms = str(found)  # no way down from there
+            yield {**row, "failed": atoms}
+            continue
+        own = {"numbers": atoms.numbers.tolist(), "energy": found[0] / len(atoms)}
+        yield {**row, "failed": "", **own, **_lists(atoms, found)}
+        atoms = _descend(atoms, found, rng)
+
+
+def _with_like_elements(
+    crystal: Atoms, elements: Array, exclude: Collection[str], rng: np.random.Generator
+) -> Atoms | str:
+    """Half of its elements or more for others of `elements`, and the volume of the new composition."""
+    atlas = PrototypeAtlas.default()
+    old, counts = np.unique(crystal.numbers, return_counts=True)
+    leave = rng.random(len(old)) < 0.5
+    leave[rng.integers(len(old))] = False
+    table = np.arange(MAX_Z + 1)
+    for z in old[~leave]:
+        others = elements[elements != z]
+        if len(others) == 0:
+            return "no other element in the set"
+        near = others[np.argsort(atlas.similarity.distances[z, others], kind="stable")[:ALIKE]]
+        table[z] = rng.choice(near)
+    out = crystal.copy()
+    out.numbers = table[crystal.numbers]
+    if (formula := reduced_formula(out.numbers)) in exclude:
+        return f"{formula} is excluded"
+    grown = atlas.volumes.log_volume(table[old], counts) - atlas.volumes.log_volume(old, counts)
+    out.set_cell(crystal.cell.array * math.exp(grown / 3), scale_atoms=True)
+    return out
+
+
+def _descend(atoms: Atoms, found: Found, rng: np.random.Generator) -> Atoms:
+    """A step down forces and stress, neither stalled nor beyond the minimum in most crystals, and a jolt."""
+    out = atoms.copy()
+    strain = -found[2] * EV_PER_A3 / 400  # GPa: three times a middling bulk modulus
+    move = 0.06 * found[1]
+    strain *= min(1.0, 0.05 / max(np.abs(strain).max(), 1e-9))
+    move *= min(1.0, 0.12 / max(np.abs(move).max(), 1e-9))
+    out.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+    out.positions += move + rng.normal(size=move.shape) * 0.01
+    return out
 
 
 def _move(crystal: Atoms, rng: np.random.Generator, displacement: Range, strain: Range) -> Atoms:
@@ -150,7 +234,7 @@ def _move(crystal: Atoms, rng: np.random.Generator, displacement: Range, strain:
     return out
 
 
-def _ask(atoms: Atoms, calculator: Calculator) -> tuple[float, Array, Array] | str:
+def _ask(atoms: Atoms, calculator: Calculator) -> Found | str:
     """Energy, forces and stress, or why there are none."""
     atoms = atoms.copy()
     atoms.calc = calculator
@@ -169,6 +253,8 @@ def _packed(data: PackedDataset, rows: list[Row]) -> PackedDataset:
     parents = data.select(_tensor([row["crystal"] for row in rows]).long())
     counts = parents.num_atoms.numpy().astype(int)
     index = np.repeat(np.arange(len(rows)), counts)
+    own = np.split(parents.numbers.numpy(), np.cumsum(counts)[:-1])
+    numbers = np.concatenate([row.get("numbers", z) for row, z in zip(rows, own, strict=True)])
     cells = np.array([row["lattice"] for row in rows])
     frac = np.concatenate([np.reshape(row["frac"], (-1, 3)) for row in rows])
     cells, frac, turn = standard_orientation(cells, frac, index)
@@ -176,12 +262,32 @@ def _packed(data: PackedDataset, rows: list[Row]) -> PackedDataset:
     stress = turn.swapaxes(1, 2) @ np.array([row["stress"] for row in rows]) @ turn
     labels = {name: value for name, value in parents.labels.items() if name in _KEPT}
     labels |= {
-        "energy": _tensor([row["energy"] for row in rows]),
+        "energy": _tensor(_energies(data, rows, numbers, index)),
         "off_equilibrium": _tensor(np.ones(len(rows))),
         "stress": _tensor(stress),
     }
     sites = {"forces": _tensor(np.einsum("ni,nij->nj", forces, turn[index]))}
-    return replace(parents, frac=_tensor(frac), lattice=_tensor(cells), labels=labels, site_labels=sites)
+    return replace(
+        parents, numbers=torch.as_tensor(numbers).to(parents.numbers), frac=_tensor(frac),
+        lattice=_tensor(cells), labels=labels, site_labels=sites,
+    )  # fmt: skip
+
+
+def _energies(data: PackedDataset, rows: list[Row], numbers: Array, index: Array) -> Array:
+    """(b,) eV/atom on the scale of the crystals' labels."""
+    energy = np.array([row["energy"] for row in rows])
+    new = np.array(["numbers" in row for row in rows])
+    shares = np.zeros((len(rows), MAX_Z + 1))
+    np.add.at(shares, (index, numbers), 1 / np.bincount(index)[index])
+    rest = {row["crystal"]: (k, row["rest"]) for k, row in enumerate(rows) if "rest" in row}
+    known = shares[[k for k, _ in rest.values()]]
+    if not new.any() or np.linalg.matrix_rank(known) < known.any(0).sum():
+        return np.where(new, np.nan, energy)
+    own = data.labels["energy"][list(rest)].double().numpy()
+    references, _ = fit_references(known, np.array([total for _, total in rest.values()]) - own)
+    # an element without a reference is one of crystals that all failed: NaN
+    taken = np.where(shares > 0, shares * references, 0.0).sum(1)
+    return np.where(new, energy - taken, energy)
 
 
 def _tensor(values: Any) -> Tensor:

@@ -11,7 +11,7 @@ from ase.calculators.emt import EMT
 from crystalml.convert import to_atoms, to_batch
 from crystalml.datasets.packed import PackedDataset
 from crystalml.errors import InputError
-from crystalml.label_data import MAX_CHANGE, label_data
+from crystalml.label_data import DESCENT, MAX_CHANGE, label_data
 
 ENERGY = [-1.0, 0.5, np.nan, 2.0]
 
@@ -107,6 +107,64 @@ def test_a_killed_run_goes_on_without_asking_again(data, found, tmp_path):
         label_data(data, EMT(), frames=4, seed=5, folder=tmp_path, progress=False)
 
 
+@pytest.fixture(scope="module")
+def metals() -> PackedDataset:
+    crystals = [bulk(name, cubic=True) for name in ("Cu", "Al", "Ni", "Au", "Pd")]
+    return packed(crystals, np.arange(5.0))
+
+
+def test_substituted_crystals_have_new_elements_of_the_set_and_the_calculators_labels(metals):
+    found = label_data(metals, EMT(), substituted=2, seed=1, progress=False)
+    assert len(found.data) == 5 * (1 + 2 * DESCENT) and not found.failed
+    known = set(metals.numbers.tolist())
+    new = [x for x, row in zip(found.data[:].split(), found.rows, strict=True) if "numbers" in row]
+    for i, x in enumerate(new):
+        parent = metals[[i // (2 * DESCENT)]]
+        assert set(x.numbers.tolist()) <= known - set(parent.numbers.tolist())
+        assert int(x.labels["parent"]) == i // (2 * DESCENT)
+        atoms = to_atoms(x)[0]
+        atoms.calc = EMT()
+        np.testing.assert_allclose(x.site_labels["forces"].numpy(), atoms.get_forces(), atol=2e-4)
+        np.testing.assert_allclose(x.labels["stress"][0].numpy(), atoms.get_stress(voigt=False), atol=2e-5)
+    moved = [found.rows[1 : 1 + DESCENT], found.rows[1 + DESCENT : 1 + 2 * DESCENT]]
+    assert all(rows[-1]["energy"] < rows[0]["energy"] for rows in moved)  # a descent
+
+
+def test_energies_of_substituted_crystals_are_on_the_scale_of_the_sets_labels(metals):
+    """Labels that are the calculator's but for a constant an element are met by new crystals, too."""
+    mu = dict(zip((29, 13, 28, 79, 46), (-3.0, 1.0, 2.0, 0.5, -7.0), strict=True))
+    labels = [asked(metals, i).get_potential_energy() / 4 - mu[z] for i, z in enumerate(mu)]
+    data = packed([to_atoms(metals[[i]])[0] for i in range(5)], labels)
+    out = label_data(data, EMT(), substituted=1, progress=False).data
+    for i, x in enumerate(out[:].split()):
+        expected = asked(out, i).get_potential_energy() / 4 - mu[int(x.numbers[0])]
+        assert float(x.labels["energy"]) == pytest.approx(expected, abs=2e-4)
+
+
+def test_energies_are_unknown_where_the_set_cannot_tell_what_elements_cost():
+    alloy = bulk("Cu", cubic=True)
+    alloy.symbols[:2] = "Au"
+    out = label_data(packed([alloy], [0.3]), EMT(), substituted=1, seed=2, progress=False).data
+    assert out.labels["energy"].isfinite().tolist() == [True] + [False] * DESCENT
+    assert out.site_labels["forces"].isfinite().all()
+
+
+def test_substituted_frames_leave_the_others_as_they_are_and_need_another_element(data, found):
+    more = label_data(data, EMT(), frames=4, substituted=1, seed=3, progress=False)
+    rows = {(row["crystal"], row["frame"]): row for row in more.rows}
+    assert all(rows[row["crystal"], row["frame"]] == row for row in found.rows)
+    alone = label_data(packed([bulk("Cu")], [0.0]), EMT(), substituted=1, progress=False)
+    assert len(alone.data) == 1 and "no other element" in next(iter(alone.failed))
+
+
+def test_no_crystal_takes_an_excluded_formula(metals):
+    everything = {f"{symbol}1" for symbol in ("Cu", "Al", "Ni", "Au", "Pd")}
+    out = label_data(metals, EMT(), substituted=4, exclude=everything - {"Ni1"}, progress=False)
+    new = [row["numbers"] for row in out.rows if "numbers" in row]
+    assert new and {z for numbers in new for z in numbers} == {28}
+    assert any("Cu1 is excluded" in reason for reason in out.failed)
+
+
 def test_what_the_calculator_cannot_do_is_said_and_the_rest_goes_on():
     data = packed([bulk("Cu"), bulk("Fe")], [0.0, 0.0])
     found = label_data(data, EMT(), frames=2, progress=False)
@@ -126,6 +184,8 @@ def test_bad_input_is_refused(data):
             label_data(data, EMT(), **{name: (0.2, 0.1)})
     with pytest.raises(InputError, match="frames"):
         label_data(data, EMT(), frames=0)
+    with pytest.raises(InputError, match="substituted"):
+        label_data(data, EMT(), substituted=-1)
     with pytest.raises(InputError, match=r"no frame.*Fe|no frame.*NotImpl"):
         label_data(packed([bulk("Fe")], [0.0]), EMT(), progress=False)
 
@@ -133,7 +193,7 @@ def test_bad_input_is_refused(data):
 def test_on_the_command_line(run, data, tmp_path):
     data.save(tmp_path / "a.safetensors")
     line = ["label-data", tmp_path / "a.safetensors", "-o", tmp_path / "b.safetensors", "-q"]
-    done = run(*line, "--calculator", "ase.calculators.emt:EMT", "--frames", "2")
-    assert done.exit_code == 0 and "6 frames" in done.output
-    assert len(PackedDataset.load(tmp_path / "b.safetensors")) == 6
+    done = run(*line, "--calculator", "ase.calculators.emt:EMT", "--frames", "2", "--substituted", "1")
+    assert done.exit_code == 0 and "15 frames" in done.output
+    assert len(PackedDataset.load(tmp_path / "b.safetensors")) == 15
     assert run(*line, "--calculator", "ase.calculators.emt:EMT", "--strain", "1").exit_code != 0

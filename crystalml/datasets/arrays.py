@@ -131,13 +131,15 @@ def fractions(data: Arrays) -> Array:
 
 def formulas(data: Arrays) -> list[str]:
     """Reduced formulas, elements by atomic number, such as "O2Ti1"."""
-    found = []
-    for numbers in np.split(data.numbers, np.cumsum(data.num_atoms))[:-1]:
-        kinds, counts = np.unique(numbers, return_counts=True)
-        unit = math.gcd(*counts.tolist())
-        pairs = zip(kinds.tolist(), counts.tolist(), strict=True)
-        found.append("".join(f"{symbol(z)}{count // unit}" for z, count in pairs))
-    return found
+    return [reduced_formula(part) for part in np.split(data.numbers, np.cumsum(data.num_atoms))[:-1]]
+
+
+def reduced_formula(numbers: Array) -> str:
+    """The same of one crystal's atomic numbers (n,)."""
+    kinds, counts = np.unique(numbers, return_counts=True)
+    unit = math.gcd(*counts.tolist())
+    pairs = zip(kinds.tolist(), counts.tolist(), strict=True)
+    return "".join(f"{symbol(z)}{count // unit}" for z, count in pairs)
 
 
 def pack(data: Arrays, labels: Collection[str] | None = None) -> PackedDataset:
