@@ -114,11 +114,15 @@ def label_data(
             rows |= {(i, row["frame"]): row for row in found}
             bar.advance(len(found))
     ordered = [rows[key] for key in sorted(rows)]
-    good = [row for row in ordered if not row["failed"]]
+    return LabelledData(_packed(data, _good(ordered, len(data))), ordered)
+
+
+def _good(rows: list[Row], crystals: int) -> list[Row]:
+    good = [row for row in rows if not row["failed"]]
     if not good:
-        why = f", the first because of {ordered[0]['failed']}" if ordered else ": none has an energy"
-        raise InputError(f"no frame of {len(data)} crystals could be labelled{why}")
-    return LabelledData(_packed(data, good), ordered)
+        why = f", the first because of {rows[0]['failed']}" if rows else ": none has an energy"
+        raise InputError(f"no frame of {crystals} crystals could be labelled{why}")
+    return good
 
 
 def _check(data: PackedDataset, frames: int, substituted: int, displacement: Range, strain: Range) -> None:
