@@ -285,7 +285,7 @@ def _energies(data: PackedDataset, rows: list[Row], numbers: Array, index: Array
     np.add.at(shares, (index, numbers), 1 / np.bincount(index)[index])
     rest = {row["crystal"]: (k, row["rest"]) for k, row in enumerate(rows) if "rest" in row}
     known = shares[[k for k, _ in rest.values()]]
-    if not new.any() or np.linalg.matrix_rank(known) < known.any(0).sum():
+    if not new.any() or not rest or np.linalg.matrix_rank(known) < known.any(0).sum():
         return np.where(new, np.nan, energy)
     own = data.labels["energy"][list(rest)].double().numpy()
     references, _ = fit_references(known, np.array([total for _, total in rest.values()]) - own)

@@ -147,6 +147,10 @@ def test_energies_are_unknown_where_the_set_cannot_tell_what_elements_cost():
     out = label_data(packed([alloy], [0.3]), EMT(), substituted=1, seed=2, progress=False).data
     assert out.labels["energy"].isfinite().tolist() == [True] + [False] * DESCENT
     assert out.site_labels["forces"].isfinite().all()
+    # and where all ordinary frames failed
+    data = packed([bulk("Cu", cubic=True), bulk("Pd", cubic=True)], [0.0, 0.0])
+    wild = label_data(data, EMT(), substituted=1, displacement=(1.0, 1.1), strain=(0.5, 0.6), progress=False)
+    assert len(wild.data) == 2 * DESCENT and wild.data.labels["energy"].isnan().all()
 
 
 def test_substituted_frames_leave_the_others_as_they_are_and_need_another_element(data, found):
