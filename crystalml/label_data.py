@@ -16,8 +16,8 @@ from torch import Tensor
 
 from crystalml.convert import to_atoms
 from crystalml.crystal import EV_PER_A3
-from crystalml.datasets.arrays import reduced_formula, standard_orientation
-from crystalml.datasets.crysdb import fit_references
+from crystalml.datasets.arrays import Arrays, fractions, reduced_formula, standard_orientation
+from crystalml.datasets.crysdb import fit_references, reference_energy
 from crystalml.datasets.packed import PackedDataset
 from crystalml.elements import MAX_Z
 from crystalml.errors import InputError
@@ -266,7 +266,7 @@ def _packed(data: PackedDataset, rows: list[Row]) -> PackedDataset:
     stress = turn.swapaxes(1, 2) @ np.array([row["stress"] for row in rows]) @ turn
     labels = {name: value for name, value in parents.labels.items() if name in _KEPT}
     labels |= {
-        "energy": _tensor(_energies(data, rows, numbers, index)),
+        "energy": _tensor(_energies(data, rows, Arrays(numbers, frac, cells, counts))),
         "off_equilibrium": _tensor(np.ones(len(rows))),
         "stress": _tensor(stress),
     }
@@ -277,21 +277,18 @@ def _packed(data: PackedDataset, rows: list[Row]) -> PackedDataset:
     )  # fmt: skip
 
 
-def _energies(data: PackedDataset, rows: list[Row], numbers: Array, index: Array) -> Array:
+def _energies(data: PackedDataset, rows: list[Row], frames: Arrays) -> Array:
     """(b,) eV/atom on the scale of the crystals' labels."""
     energy = np.array([row["energy"] for row in rows])
     new = np.array(["numbers" in row for row in rows])
-    shares = np.zeros((len(rows), MAX_Z + 1))
-    np.add.at(shares, (index, numbers), 1 / np.bincount(index)[index])
     rest = {row["crystal"]: (k, row["rest"]) for k, row in enumerate(rows) if "rest" in row}
-    known = shares[[k for k, _ in rest.values()]]
+    known = fractions(frames)[[k for k, _ in rest.values()]]
     if not new.any() or not rest or np.linalg.matrix_rank(known) < known.any(0).sum():
         return np.where(new, np.nan, energy)
     own = data.labels["energy"][list(rest)].double().numpy()
     references, _ = fit_references(known, np.array([total for _, total in rest.values()]) - own)
     # an element without a reference is one of crystals that all failed: NaN
-    taken = np.where(shares > 0, shares * references, 0.0).sum(1)
-    return np.where(new, energy - taken, energy)
+    return np.where(new, energy - reference_energy(frames, references), energy)
 
 
 def _tensor(values: Any) -> Tensor:

@@ -135,7 +135,7 @@ def frames(root: str | Path, split: str = "train", max_atoms: int | None = None)
     _one_of("split", split, SPLITS)
     references, _ = element_references(root)
     data = _smaller(read_parquet(Path(root, "frames", f"labelled_{split}.parquet")), max_atoms)
-    formation = data.labels["energy_per_atom"] - _reference_energy(data, references)
+    formation = data.labels["energy_per_atom"] - reference_energy(data, references)
     return replace(data, labels={**data.labels, ENERGY: formation.astype(np.float32)})
 
 
@@ -219,7 +219,7 @@ def _shift_features(data: Arrays) -> Array:
     return np.stack([x, x * (x[:, 8:9] > 0), x * (x[:, 9:10] > 0)], axis=1)
 
 
-def _reference_energy(data: Arrays, references: Array) -> Array:
+def reference_energy(data: Arrays, references: Array) -> Array:
     """(b,) composition-weighted reference; NaN where a crystal holds an element without one."""
     return np.bincount(data.index, references[data.numbers.astype(np.int64)], len(data)) / data.num_atoms
 
