@@ -289,7 +289,7 @@ def relax_data(
 )
 def label_data(
     data: Annotated[Path, typer.Argument(help="Packed crystals with energies, see `crystalml pack`.")],
-    calculator: Annotated[str, typer.Option(help="ASE's: module:name or file.py:name.")],
+    calculator: Annotated[str, typer.Option(help="module:name or file.py:name; see the docs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The packed frames; rows go to OUT.rows.")],
     frames: Annotated[int, typer.Option(min=1, help="Of each crystal.")] = 1,
     substituted: Annotated[
@@ -303,6 +303,9 @@ def label_data(
         "0.004,0.1"
     ),
     strain: Annotated[str, typer.Option(help="Of cells, from the first to the other.")] = "0.001,0.03",
+    max_change: Annotated[
+        float, typer.Option(help="eV/atom that a move may cost for the calculator to be believed.")
+    ] = 0.5,
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
     kwargs: Annotated[str, typer.Option(help="Arguments of the class or function, as JSON.")] = "{}",
     seed: Seed = 0,
@@ -323,7 +326,7 @@ def label_data(
     crystals = PackedDataset.load(data).up_to(max_atoms)
     found = run(
         crystals, engine, frames=frames, substituted=substituted, exclude=names, displacement=moves,
-        strain=strains, seed=seed, folder=f"{out}.rows", progress=not quiet,
+        strain=strains, max_change=max_change, seed=seed, folder=f"{out}.rows", progress=not quiet,
     )  # fmt: skip
     found.data.save(out)
     typer.echo(f"{len(found.data)} frames, {len(found.data.numbers)} atoms written to {out}")

@@ -1,10 +1,11 @@
-"""Frames about known crystals, labelled by any ASE calculator: where slopes and curvatures are learned."""
+"""Frames about known crystals, labelled by any calculator: where slopes and curvatures are learned."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
+    Labeller = Calculator | Callable[[list[Atoms]], Sequence["Found"]]
+
 Array = NDArray[Any]
-Found = tuple[float, Array, Array]
+Found = tuple[float, Array, Array]  # energy, forces, stress
 Row = dict[str, Any]
 Range = tuple[float, float]
 DISPLACEMENT = (0.004, 0.1)
@@ -39,6 +42,7 @@ MAX_CHANGE = 0.5  # eV/atom between a crystal and its frame, beyond which the ca
 MAX_FORCE = 50.0  # eV/A: the same of a crystal with new elements, which has no other to be compared with
 DESCENT = 3  # frames of a crystal with new elements
 ALIKE = 10  # how many elements may take another's sites
+TOGETHER = 32  # crystals asked about in one call of a function
 ROWS = "frames.jsonl"
 _KEPT = ("benchmark", "parent")  # labels that a frame shares with its crystal
 
@@ -60,25 +64,29 @@ class LabelledData:
 
 def label_data(
     data: PackedDataset,
-    calculator: Calculator,
+    calculator: Labeller,
     *,
     frames: int = 1,
     substituted: int = 0,
     exclude: Collection[str] = (),
     displacement: Range = DISPLACEMENT,
     strain: Range = STRAIN,
+    max_change: float = MAX_CHANGE,
     seed: int = 0,
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> LabelledData:
     """Move the crystals of a packed set a little, `frames` times each, and label what comes out.
 
-    Either the atoms are moved by N(0, d) a coordinate, d drawn log-uniformly from `displacement` (Angstrom),
-    or the cell is strained by symmetric N(0, s), s from `strain`, and the atoms by the least displacement.
+    Atoms are moved by N(0, d) a coordinate, d drawn log-uniformly from `displacement` (Angstrom), or the
+    cell is strained by symmetric N(0, s), s from `strain`, and the atoms by the least displacement, or both.
     Forces (eV/A) and stress (eV/A^3) are the calculator's. The energy is the crystal's own label `energy`
     plus what the calculator says the move costs, so frames agree with the labels of the crystals whatever
-    the calculator's zero. Crystals without that label are left out.
+    the calculator's zero; beyond `max_change` (eV/atom) the calculator is not believed. Crystals without
+    that label are left out.
 
+    calculator: an ASE calculator, or, for models that are faster in batches, a function of a list of Atoms
+    that returns of each the energy (eV), forces (n, 3) in eV/A and stress (3, 3) in eV/A^3.
     substituted: how many further crystals to make of each, with elements of the set on the sites of elements
     they are like, by the shipped atlas, and the volume it expects; each gives `DESCENT` frames on the way
     down the calculator's forces. Their energy is the calculator's less what it takes the elements for
@@ -89,32 +97,61 @@ def label_data(
     same call goes on where it was stopped. Raises InputError for data without energies, ranges that are
     none, a folder of other settings, or if no frame could be labelled.
     """
-    _check(data, frames, substituted, displacement, strain)
+    plan = _Plan(frames, substituted, frozenset(exclude), displacement, strain, max_change, seed)
+    _check(data, plan)
     todo = np.flatnonzero(np.isfinite(data.labels["energy"].numpy())).tolist()
-    settings = {
-        "crystals": len(data), "calculator": type(calculator).__name__, "frames": frames,
-        "substituted": substituted, "excluded": len(exclude), "displacement": list(displacement),
-        "strain": list(strain), "seed": seed,
-    }  # fmt: skip
     journal = Journal(Path(folder), ROWS) if folder is not None else None
-    rows = {(row["crystal"], row["frame"]): row for row in journal.open(settings)} if journal else {}
-    elements = np.unique(data.numbers.numpy())
-    count = frames + substituted * DESCENT
+    rows: dict[tuple[int, int], Row] = {}
+    if journal:
+        settings = {"crystals": len(data), "calculator": _name(calculator), **plan.settings()}
+        rows = {(row["crystal"], row["frame"]): row for row in journal.open(settings)}
+    left = [i for i in todo if any((i, k) not in rows for k in range(plan.count))]
+    # one by one from an ASE calculator, which may be a slow one: little is lost if the run is stopped
+    size = 1 if _is_ase(calculator) else TOGETHER
     with ProgressBar(progress, "labelling") as bar:
-        bar.add(len(todo) * count)
-        bar.advance(len(rows))
-        for i in todo:
-            if all((i, k) in rows for k in range(count)):
-                continue
-            found = list(_label(data, i, calculator, frames, displacement, strain, seed))
-            for k in range(substituted):
-                found += _substitute(data, i, calculator, elements, frames + k * DESCENT, seed, exclude)
+        bar.add(len(todo) * plan.count)
+        bar.advance((len(todo) - len(left)) * plan.count)
+        for start in range(0, len(left), size):
+            found = list(_label(data, left[start : start + size], calculator, plan))
             if journal:
                 journal.append(found)
-            rows |= {(i, row["frame"]): row for row in found}
+            rows |= {(row["crystal"], row["frame"]): row for row in found}
             bar.advance(len(found))
     ordered = [rows[key] for key in sorted(rows)]
     return LabelledData(_packed(data, _good(ordered, len(data))), ordered)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    frames: int
+    substituted: int
+    exclude: frozenset[str]
+    displacement: Range
+    strain: Range
+    max_change: float
+    seed: int
+
+    @property
+    def count(self) -> int:
+        """Rows of one crystal."""
+        return self.frames + self.substituted * DESCENT
+
+    def settings(self) -> dict[str, Any]:
+        digest = hashlib.sha256("\n".join(sorted(self.exclude)).encode()).hexdigest()[:8]
+        return {
+            "frames": self.frames, "substituted": self.substituted,
+            "exclude": f"{len(self.exclude)} formulas ({digest})",
+            "displacement": list(self.displacement), "strain": list(self.strain),
+            "max_change": self.max_change, "seed": self.seed,
+        }  # fmt: skip
+
+
+def _is_ase(calculator: Labeller) -> bool:
+    return hasattr(calculator, "get_potential_energy")
+
+
+def _name(calculator: Labeller) -> str:
+    return getattr(calculator, "__name__", type(calculator).__name__)
 
 
 def _good(rows: list[Row], crystals: int) -> list[Row]:
@@ -125,67 +162,74 @@ def _good(rows: list[Row], crystals: int) -> list[Row]:
     return good
 
 
-def _check(data: PackedDataset, frames: int, substituted: int, displacement: Range, strain: Range) -> None:
+def _check(data: PackedDataset, plan: _Plan) -> None:
     if "energy" not in data.labels:
         raise InputError(
             f"the data have the labels {', '.join(data.labels) or 'none'}; frames take their energies from "
             "`energy` (eV/atom), which `crystalml pack` adds"
         )
-    if frames < 1:
-        raise InputError(f"frames must be 1 or more, not {frames}")
-    if substituted < 0:
-        raise InputError(f"substituted must be 0 or more, not {substituted}")
-    for name, limits in (("displacement", displacement), ("strain", strain)):
+    if plan.frames < 1:
+        raise InputError(f"frames must be 1 or more, not {plan.frames}")
+    if plan.substituted < 0:
+        raise InputError(f"substituted must be 0 or more, not {plan.substituted}")
+    if not plan.max_change > 0:
+        raise InputError(f"max_change must be above 0 eV/atom, not {plan.max_change}")
+    for name, limits in (("displacement", plan.displacement), ("strain", plan.strain)):
         if not (0 < limits[0] <= limits[1] < math.inf):
             raise InputError(f"{name} must be 0 < low <= high, not {list(limits)}")
 
 
-def _label(
-    data: PackedDataset, i: int, calculator: Calculator, frames: int, displacement: Range, strain: Range,
-    seed: int,
-) -> Iterator[Row]:  # fmt: skip
-    crystal = to_atoms(data[[i]])[0]
-    rest = _ask(crystal, calculator)
-    for k in range(frames):
-        row: Row = {"crystal": i, "frame": k}
-        moved = _move(crystal, np.random.default_rng([seed, i, k]), displacement, strain)
-        found = rest if isinstance(rest, str) else _ask(moved, calculator)
-        if isinstance(found, str) or isinstance(rest, str):
-            yield {**row, "failed": found}
-            continue
-        change = (found[0] - rest[0]) / len(crystal)
-        if abs(change) > MAX_CHANGE:
-            yield {**row, "failed": f"energy changes by more than {MAX_CHANGE} eV/atom"}
-            continue
-        energy = float(data.labels["energy"][i]) + change
-        yield {**row, "failed": "", "energy": energy, "rest": rest[0] / len(crystal), **_lists(moved, found)}
+def _label(data: PackedDataset, indices: list[int], calculator: Labeller, plan: _Plan) -> Iterator[Row]:
+    """All rows of some crystals, in as few questions to the calculator as there are steps downhill."""
+    elements = np.unique(data.numbers.numpy())
+    crystals = dict(zip(indices, to_atoms(data[indices]), strict=True))
+    frames = [(i, k) for i in indices for k in range(plan.frames)]
+    moved = [_move(crystals[i], np.random.default_rng([plan.seed, i, k]), plan) for i, k in frames]
+    firsts = [(i, plan.frames + k * DESCENT) for i in indices for k in range(plan.substituted)]
+    rngs = [np.random.default_rng([plan.seed, *place]) for place in firsts]
+    new: list[Atoms | str] = [
+        _with_like_elements(crystals[i], elements, plan.exclude, rng)
+        for (i, _), rng in zip(firsts, rngs, strict=True)
+    ]
+    found = _ask([*crystals.values(), *moved, *new], calculator)
+    rests = dict(zip(indices, found, strict=False))
+    own = dict(zip(indices, data.labels["energy"][indices].tolist(), strict=True))
+    at = len(indices)
+    for (i, k), atoms, label in zip(frames, moved, found[at:], strict=False):
+        yield {"crystal": i, "frame": k, **_moved(atoms, label, rests[i], own[i], plan.max_change)}
+    found = found[at + len(moved) :]
+    for step in range(DESCENT):
+        for j, (i, first) in enumerate(firsts):
+            row, new[j] = _substituted(new[j], found[j], rngs[j])
+            yield {"crystal": i, "frame": first + step, **row}
+        if step < DESCENT - 1:
+            found = _ask(new, calculator)
+
+
+def _moved(atoms: Atoms, found: Found | str, rest: Found | str, own: float, max_change: float) -> Row:
+    """A row of a displaced or strained crystal. rest, own: the crystal's answer and label."""
+    if isinstance(found, str) or isinstance(rest, str):
+        return {"failed": rest if isinstance(rest, str) else found}
+    change = (found[0] - rest[0]) / len(atoms)
+    if abs(change) > max_change:
+        return {"failed": f"energy changes by more than {max_change} eV/atom"}
+    return {"failed": "", "energy": own + change, "rest": rest[0] / len(atoms), **_lists(atoms, found)}
+
+
+def _substituted(atoms: Atoms | str, found: Found | str, rng: np.random.Generator) -> tuple[Row, Atoms | str]:
+    """A row of a crystal with new elements, `energy` being the calculator's, and the next downhill."""
+    if not isinstance(found, str) and np.abs(found[1]).max() > MAX_FORCE:
+        found = f"forces on a crystal with new elements beyond {MAX_FORCE} eV/A"
+    if isinstance(atoms, str) or isinstance(found, str):
+        return {"failed": str(found)}, str(found)  # no way down from there
+    own = {"numbers": atoms.numbers.tolist(), "energy": found[0] / len(atoms)}
+    return {"failed": "", **own, **_lists(atoms, found)}, _descend(atoms, found, rng)
 
 
 def _lists(atoms: Atoms, found: Found) -> Row:
     fields = (atoms.get_scaled_positions(wrap=False), atoms.cell.array, *found[1:])
     names = ("frac", "lattice", "forces", "stress")
     return {name: np.round(v, 7).tolist() for name, v in zip(names, fields, strict=True)}
-
-
-def _substitute(
-    data: PackedDataset, i: int, calculator: Calculator, elements: Array, first: int, seed: int,
-    exclude: Collection[str],
-) -> Iterator[Row]:  # fmt: skip
-    """Frames of one crystal with new elements, `energy` being the calculator's own."""
-    rng = np.random.default_rng([seed, i, first])
-    atoms = _with_like_elements(to_atoms(data[[i]])[0], elements, exclude, rng)
-    for k in range(first, first + DESCENT):
-        row: Row = {"crystal": i, "frame": k}
-        found = atoms if isinstance(atoms, str) else _ask(atoms, calculator)
-        if not isinstance(found, str) and np.abs(found[1]).max() > MAX_FORCE:
-            found = f"forces on a crystal with new elements beyond {MAX_FORCE} eV/A"
-        if isinstance(atoms, str) or isinstance(found, str):
-            atoms = str(found)  # no way down from there
-            yield {**row, "failed": atoms}
-            continue
-        own = {"numbers": atoms.numbers.tolist(), "energy": found[0] / len(atoms)}
-        yield {**row, "failed": "", **own, **_lists(atoms, found)}
-        atoms = _descend(atoms, found, rng)
 
 
 def _with_like_elements(
@@ -224,29 +268,56 @@ def _descend(atoms: Atoms, found: Found, rng: np.random.Generator) -> Atoms:
     return out
 
 
-def _move(crystal: Atoms, rng: np.random.Generator, displacement: Range, strain: Range) -> Atoms:
+def _move(crystal: Atoms, rng: np.random.Generator, plan: _Plan) -> Atoms:
     def draw(limits: Range) -> float:
         return float(np.exp(rng.uniform(*np.log(limits))))
 
     out = crystal.copy()
-    size = draw(displacement)
-    if rng.random() < 0.5 or len(crystal) == 1:  # a single atom has nowhere to go
-        size = displacement[0]
-        turn = rng.normal(size=(3, 3)) * draw(strain)
+    size = draw(plan.displacement)
+    what = 0 if len(crystal) == 1 else rng.integers(3)  # cell, both, atoms; a single one has nowhere to go
+    if what == 0:
+        size = plan.displacement[0]
+    if what < 2:
+        turn = rng.normal(size=(3, 3)) * draw(plan.strain)
         out.set_cell(crystal.cell.array @ (np.eye(3) + (turn + turn.T) / 2), scale_atoms=True)
     out.positions += rng.normal(size=out.positions.shape) * size
     return out
 
 
-def _ask(atoms: Atoms, calculator: Calculator) -> Found | str:
-    """Energy, forces and stress, or why there are none."""
-    atoms = atoms.copy()
+def _ask(many: Sequence[Atoms | str], calculator: Any) -> list[Found | str]:
+    """Energy, forces and stress, or why there are none; what is a reason already is handed on."""
+    atoms = [x.copy() for x in many if not isinstance(x, str)]
+    found = [_one(x, calculator) for x in atoms] if _is_ase(calculator) else _together(atoms, calculator)
+    answers = iter(found)
+    return [x if isinstance(x, str) else next(answers) for x in many]
+
+
+def _one(atoms: Atoms, calculator: Calculator) -> Found | str:
     atoms.calc = calculator
     try:
-        energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
-        stress = atoms.get_stress(voigt=False)
+        return _sound(atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False))
     except Exception as error:  # somebody's calculator: whatever it says, the others go on
         return f"{type(error).__name__}: {error}"
+
+
+def _together(many: list[Atoms], label: Callable[[list[Atoms]], Sequence[Found]]) -> list[Found | str]:
+    """By halves where it fails, until what it cannot do is alone."""
+    if not many:
+        return []
+    try:
+        found = list(label(many))
+    except Exception as error:  # as above
+        if len(many) == 1:
+            return [f"{type(error).__name__}: {error}"]
+        half = len(many) // 2
+        return _together(many[:half], label) + _together(many[half:], label)
+    if len(found) != len(many):
+        raise InputError(f"the function that labels was given {len(many)} crystals and returned {len(found)}")
+    return [_sound(*x) for x in found]
+
+
+def _sound(energy: Any, forces: Any, stress: Any) -> Found | str:
+    energy, forces, stress = float(energy), np.asarray(forces), np.asarray(stress)
     if not np.isfinite([energy, *forces.flat, *stress.flat]).all():
         return "energy, forces or stress not finite"
     return energy, forces, stress

@@ -105,6 +105,40 @@ def test_a_killed_run_goes_on_without_asking_again(data, found, tmp_path):
     assert 100 - counting.left == 10  # two crystals of five; the first was done
     with pytest.raises(InputError, match="seed"):
         label_data(data, EMT(), frames=4, seed=5, folder=tmp_path, progress=False)
+    label_data(data, EMT(), exclude={"Cu1"}, folder=tmp_path / "b", progress=False)
+    with pytest.raises(InputError, match="exclude = '1 formulas"):
+        label_data(data, EMT(), exclude={"Al1"}, folder=tmp_path / "b", progress=False)
+
+
+def by_emt(many):
+    for atoms in many:
+        atoms.calc = EMT()
+    return [(x.get_potential_energy(), x.get_forces(), x.get_stress(voigt=False)) for x in many]
+
+
+def test_a_function_is_asked_about_many_at_once_and_says_the_same(metals):
+    calls = []
+
+    def label(many):
+        calls.append(len(many))
+        return by_emt(many)
+
+    settings = {"frames": 2, "substituted": 1, "seed": 3, "progress": False}
+    assert label_data(metals, label, **settings).rows == label_data(metals, EMT(), **settings).rows
+    assert calls == [5 * (1 + 2 + 1)] + [5] * (DESCENT - 1)
+
+
+def test_what_fails_among_many_leaves_out_itself_alone(metals):
+    iron = packed([*[to_atoms(metals[[i]])[0] for i in range(5)], bulk("Fe")], np.arange(6.0))
+    found = label_data(iron, by_emt, frames=2, progress=False)
+    assert [row["failed"] == "" for row in found.rows] == [True] * 10 + [False] * 2
+    with pytest.raises(InputError, match="given 10 crystals and returned 9"):
+        label_data(metals, lambda many: by_emt(many)[1:], progress=False)
+
+
+def test_moves_beyond_max_change_are_not_believed(data):
+    strict = label_data(data, EMT(), frames=4, max_change=1e-3, seed=3, progress=False)
+    assert 0 < len(strict.data) < 12 and all("0.001" in reason for reason in strict.failed)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +222,8 @@ def test_bad_input_is_refused(data):
             label_data(data, EMT(), **{name: (0.2, 0.1)})
     with pytest.raises(InputError, match="frames"):
         label_data(data, EMT(), frames=0)
+    with pytest.raises(InputError, match="max_change"):
+        label_data(data, EMT(), max_change=0.0)
     with pytest.raises(InputError, match="substituted"):
         label_data(data, EMT(), substituted=-1)
     with pytest.raises(InputError, match=r"no frame.*Fe|no frame.*NotImpl"):
