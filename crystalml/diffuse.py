@@ -87,32 +87,36 @@ class Diffusion:
         return found
 
     def _draw(self, batch: list[Draw], steps: int, bar: ProgressBar) -> list[CrystalBatch]:
-        x, draws, denoiser, hold = self._problem(batch)
+        x, draws, denoiser, guide, hold = self._problem(batch)
         kept = {round(i * steps / FRAMES) for i in range(FRAMES)} if self.keep_frames else set()
         frames: list[CrystalBatch] = []
-        for step, state in enumerate(self.sampler.trajectory(denoiser, x, draws, self.guide, hold)):
+        for step, state in enumerate(self.sampler.trajectory(denoiser, x, draws, guide, hold)):
             if step in kept or step == steps:  # step 0 is the prior, the last one the sample
                 frames.append(state.to("cpu"))
             bar.advance(len(batch) if step else 0)
         return frames
 
-    def _problem(self, batch: Sequence[Draw]) -> tuple[CrystalBatch, Draws, Denoiser, Hold | None]:
-        """Template, random numbers, denoiser and hold of a batch, with what is fixed built in."""
+    def _problem(
+        self, batch: Sequence[Draw]
+    ) -> tuple[CrystalBatch, Draws, Denoiser, Guide | None, Hold | None]:
+        """Template, random numbers, denoiser, guide and hold of a batch, with what is fixed built in."""
         weight = next(self.model.parameters())
         keys = torch.tensor([draw.seed(self.seed) for draw in batch], device=weight.device)
         if self.fixed.space_group is not None:
             group = group_of(self.atlas, self.fixed.space_group)
             drawn = [orbits(group, *place(group, d.cell.numbers, d.seed(self.seed))) for d in batch]
             x = template([numbers for _, numbers in drawn], weight.device, weight.dtype)
-            law = Symmetric.of([shape for shape, _ in drawn], weight.device)
-            return x, law.draws(as_draws(keys, x), x), law.denoiser(self.model.denoise), law.hold
+            law = Symmetric.of([shape for shape, _ in drawn], self.sampler.noise.lattice, weight.device)
+            guide = self.guide and law.guide(self.guide)
+            return x, law.draws(as_draws(keys, x), x), law.denoiser(self.model.denoise), guide, law.hold
         x = template([draw.cell.numbers for draw in batch], weight.device, weight.dtype)
         draws = as_draws(keys, x)
         if not self.fixed.geometry:
-            return x, draws, self.model.denoise, None
+            return x, draws, self.model.denoise, self.guide, None
         known, sites = known_part(self.fixed, x)
         cells = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        return x, draws, self.model.denoise, Known(self.sampler.noise, known, cells, sites, draws)
+        held = Known(self.sampler.noise, known, cells, sites, draws)
+        return x, draws, self.model.denoise, self.guide, held
 
     def _sort_out(
         self, batch: list[Draw], frames: list[CrystalBatch], report: SampleReport, found: Found
@@ -146,7 +150,10 @@ class Diffusion:
         wanted = self.fixed.space_group
         if structure is None or wanted is None:
             return structure, reason
-        number = structure.get_space_group_info(symprec=SYMPREC)[1]
+        try:
+            number = structure.get_space_group_info(symprec=SYMPREC)[1]
+        except Exception:  # spglib gives up on degenerate cells with several exception types
+            return None, "no space group found"
         return (structure, "") if number == wanted else (None, f"space group {number}, not {wanted}")
 
 

@@ -168,7 +168,7 @@ def dao_p(size: Size = "small") -> Recipe:
     """Formation energy per atom with forces and stresses by the periodic Crysformer: any cell, any size."""
     scale = EnergyScale()  # the elements' shifts are fitted to the data before the first step
     model = ModelConfig(_sized(_PERIODIC, size), noise=False, energy=scale)
-    return Recipe("dao-p", model, None, Potential(scale, dimers=16))
+    return Recipe("dao-p", model, None, Potential(scale, forces_weight=2.5, dimers=16))
 
 
 GEOSSL: dict[str, GeoSSL] = {

@@ -120,7 +120,8 @@ def orbits(group: Group, sites: Sequence[Site], elements: Sequence[int]) -> tupl
         origin.append(images[kept])
         turns.append(free @ rotations[kept].transpose(0, 2, 1))
     cell = primitive_vectors(group.hall) @ vectors(np.array(group.cell))
-    arrays = (np.concatenate(origin), np.array(first), np.concatenate(turns), _lattices(group.hall, cell))
+    lattices = _lattices(group.hall, cell)
+    arrays = (np.concatenate(origin), np.array(first), np.concatenate(turns), lattices, rotations)
     return Orbits(*(torch.from_numpy(a) for a in arrays)), numbers
 
 

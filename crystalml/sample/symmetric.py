@@ -1,9 +1,10 @@
 """Sampling within a space group: every move is the projection of a free one onto symmetric moves.
 
 Crystals of one group with given orbits are F = F_0 + A u (mod 1), linear in the free coordinates u of one
-atom an orbit, and L in the linear space of lattices that the group's rotations, at fixed Cartesian axes, map
-onto themselves. Score, lattice noise and random numbers are projected onto these spaces; a path that starts
-in them never leaves them.
+atom an orbit. Lattices are those that the group's rotations map onto themselves: where the process is one of
+matrices L, a linear space at fixed Cartesian axes; where it is one of the symmetric P = (L L^T)^(1/2), those
+whose metric P^2 the rotations leave alone. Score, lattice noise, random numbers and guidance are projected
+onto these; a path that starts in them never leaves them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import torch
 from torch import Tensor
 
 from crystalml.crystal import CrystalBatch, Tangent
+from crystalml.geometry import lie
+from crystalml.noise.gaussian import GaussianDDPM
+from crystalml.noise.lie import PredictedCell
+from crystalml.noise.product import LatticeNoise
 from crystalml.noise.rng import Draws
-from crystalml.sample.base import Denoiser
+from crystalml.sample.base import Denoiser, Guide
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,14 @@ class Orbits:
     origin: (n, 3) F_0, one configuration of the kind. first: (n,) the atom whose coordinates are an atom's
     free ones. turn: (n, 3, 3), displacements of `first` (rows) to the atom's: d_i = d_first @ turn_i, which
     is zero along directions that its site's symmetry forbids. lattice: (9, 9) projector on allowed lattices,
-    flattened.
+    flattened. rotations: (g, 3, 3) the group's, of fractional columns, which leave the metric alone.
     """
 
     origin: Tensor
     first: Tensor
     turn: Tensor
     lattice: Tensor
+    rotations: Tensor
 
     def spread(self) -> Tensor:
         """(3n, 3n) A: takes the displacements of the first atoms to all atoms'; other columns are zero."""
@@ -44,28 +50,36 @@ class Orbits:
 
 @dataclass(frozen=True)
 class Symmetric:
-    """The orbits of a batch, as matrices on its padded coordinates.
+    """The orbits of a batch, all of one group, as matrices on its padded coordinates.
 
+    noise: the process of the lattice, which knows cells in one way or the other (see above).
     spread: (b, 3m, 3m) A of each crystal, m the most atoms of any. project: (b, 3m, 3m) on the range of A.
-    lattice: (b, 9, 9).
+    lattice: (9, 9). rotations: (g, 3, 3).
     """
 
+    noise: LatticeNoise
     spread: Tensor
     project: Tensor
-    lattice: Tensor
     origin: Tensor
+    lattice: Tensor
+    rotations: Tensor
 
     @staticmethod
-    def of(orbits: Sequence[Orbits], device: torch.device | str = "cpu") -> Symmetric:
+    def of(orbits: Sequence[Orbits], noise: LatticeNoise, device: torch.device | str = "cpu") -> Symmetric:
         width = 3 * max(len(o.first) for o in orbits)
         spread = torch.zeros(len(orbits), width, width, dtype=torch.float64)
         for k, o in enumerate(orbits):
             a = o.spread().double()
             spread[k, : len(a), : len(a)] = a
         project = spread @ torch.linalg.pinv(spread, rtol=1e-8)
-        lattice = torch.stack([o.lattice.double() for o in orbits])
         origin = torch.cat([o.origin.double() for o in orbits])
-        return Symmetric(*(x.to(device) for x in (spread, project, lattice, origin)))
+        shared = orbits[0].lattice.double(), orbits[0].rotations.double()
+        return Symmetric(noise, *(x.to(device) for x in (spread, project, origin, *shared)))
+
+    @property
+    def linear(self) -> bool:
+        """Whether lattices, their noise and moves are matrices at fixed axes."""
+        return isinstance(self.noise, GaussianDDPM)
 
     def denoiser(self, denoise: Denoiser) -> Denoiser:
         """The denoiser whose outputs are the symmetric part of the given one's."""
@@ -75,7 +89,21 @@ class Symmetric:
             assert out.frac is not None and out.lattice is not None
             with torch.autocast(x.device.type, enabled=False):  # in bfloat16 projections are no projections
                 lattice, frac = out.lattice.to(x.lattice), out.frac.to(x.frac)
-                return Tangent(lattice=self.cells(lattice), frac=self.sites(x, frac, self.project))
+                lattice = self.cells(lattice) if self.linear else self._log_cells(lattice)
+                return Tangent(lattice=lattice, frac=self.sites(x, frac, self.project))
+
+        return projected
+
+    def guide(self, guide: Guide) -> Guide:
+        """The guide whose gradients are the symmetric part of the given one's."""
+
+        def projected(x: CrystalBatch, t: Tensor) -> Tangent:
+            out = guide(x, t)
+            frac = None if out.frac is None else self.sites(x, out.frac, self.project)
+            lattice = out.lattice
+            if lattice is not None and self.linear:  # of any other, `hold` takes care
+                lattice = self.cells(lattice)
+            return Tangent(lattice=lattice, frac=frac)
 
         return projected
 
@@ -83,7 +111,9 @@ class Symmetric:
         return SymmetricDraws(self, draws, x)
 
     def hold(self, x: CrystalBatch, level: int) -> CrystalBatch:
-        """Lattices projected once more: a sampler's bound on their entries knows no symmetry."""
+        """Lattices projected once more: a sampler's bounds know no symmetry, nor do moves of log P."""
+        if level and isinstance(self.noise, PredictedCell):  # what the network sees is no cell yet
+            return x
         return x.replace(lattice=self.cells(x.lattice))
 
     def sites(self, x: CrystalBatch, moves: Tensor, matrix: Tensor) -> Tensor:
@@ -93,13 +123,33 @@ class Symmetric:
         return out.flatten(0, 1)[x.slots()]
 
     def cells(self, lattice: Tensor) -> Tensor:
-        """(b, 3, 3) lattices or their moves, projected."""
-        return (self.lattice.to(lattice) @ lattice.flatten(1)[..., None]).view_as(lattice)
+        """(b, 3, 3) lattices, or where these are a linear space their moves, projected.
+
+        Else P of the mean metric over all rotations, at the same volume: a mean alone would be larger.
+        """
+        if self.linear:
+            return (self.lattice.to(lattice) @ lattice.flatten(1)[..., None]).view_as(lattice)
+        log, turn = self._mean(lattice)
+        return (torch.matrix_exp(log) @ turn).to(lattice)
+
+    def _log_cells(self, log: Tensor) -> Tensor:
+        """(b, 3, 3) log P, projected."""
+        return self._mean(torch.matrix_exp(log.double()))[0].to(log)
+
+    def _mean(self, lattice: Tensor) -> tuple[Tensor, Tensor]:
+        """log P of the mean metric, and the orthogonal Q of L = P Q."""
+        _, turn = lie.polar(lattice)
+        metric = lattice.double() @ lattice.double().mT
+        mean = (self.rotations.mT @ metric[:, None] @ self.rotations).mean(1)
+        grown = torch.linalg.det(mean) / torch.linalg.det(metric)
+        return lie.polar(torch.linalg.cholesky(mean / grown[:, None, None] ** (1 / 3)))[0], turn
 
 
 @dataclass(frozen=True)
 class SymmetricDraws:
-    """Random numbers that keep the symmetry: an orbit moves as its first atom, lattices are projected."""
+    """Random numbers that keep the symmetry: an orbit moves as its first atom, lattices are projected where
+    they are a linear space.
+    """
 
     symmetric: Symmetric
     draws: Draws
@@ -114,4 +164,5 @@ class SymmetricDraws:
         return self.symmetric.origin.to(moves) + moves
 
     def lattice_normal(self, draw: int, /) -> Tensor:
-        return self.symmetric.cells(self.draws.lattice_normal(draw))
+        normal = self.draws.lattice_normal(draw)
+        return self.symmetric.cells(normal) if self.symmetric.linear else normal

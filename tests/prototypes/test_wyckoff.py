@@ -2,19 +2,25 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from pymatgen.core import Structure
+from torch import Tensor
 
 from crystalml.convert import to_structures
+from crystalml.crystal import CrystalBatch, Tangent
 from crystalml.errors import InputError
+from crystalml.geometry import lie
+from crystalml.guidance import EnergyGuidance
 from crystalml.models.model import CrystalModel
 from crystalml.noise.product import CrystalNoise
+from crystalml.noise.rng import Draws
 from crystalml.prototypes import PrototypeAtlas
-from crystalml.prototypes.symmetry import vectors
-from crystalml.prototypes.wyckoff import group_of, orbits, place, primitive_vectors
+from crystalml.prototypes.symmetry import space_group, vectors
+from crystalml.prototypes.wyckoff import Group, group_of, orbits, place, primitive_vectors
 from crystalml.sample.base import as_draws
 from crystalml.sample.predictor_corrector import PredictorCorrector
 from crystalml.sample.probability_flow import ProbabilityFlow
@@ -52,15 +58,56 @@ def test_samples_of_an_untrained_network_have_the_group(
     number: int, tiny_model: Callable[..., CrystalModel]
 ) -> None:
     noise, group = CrystalNoise.diffcsp(1000), group_of(PrototypeAtlas.default(), number)
+    law, x, draws = problem(group, number, noise)
+    model = tiny_model(dtype=torch.float64)
+    for sampler in (ProbabilityFlow(noise, 6), PredictorCorrector(noise, 12)):
+        for guide in (None, law.guide(EnergyGuidance(model, 50.0))):
+            out = sampler.sample(law.denoiser(model.denoise), x, draws, guide, law.hold)
+            assert_group(out, number)
+
+
+def problem(group: Group, number: int, noise: CrystalNoise) -> tuple[Symmetric, CrystalBatch, Draws]:
     drawn = [orbits(group, *place(group, CELLS[number], seed)) for seed in range(3)]
     x = template([numbers for _, numbers in drawn], dtype=torch.float64)
-    law, model, seeds = Symmetric.of([shape for shape, _ in drawn]), tiny_model(dtype=torch.float64), 3
-    draws = law.draws(as_draws(torch.arange(seeds), x), x)
-    for sampler in (ProbabilityFlow(noise, 6), PredictorCorrector(noise, 12)):
-        out = sampler.sample(law.denoiser(model.denoise), x, draws, None, law.hold)
-        for structure in to_structures(out):
-            structure.scale_lattice(10.0 * len(structure))  # an untrained network draws any size
-            assert structure.get_space_group_info(symprec=1e-5)[1] == number
+    law = Symmetric.of([shape for shape, _ in drawn], noise.lattice)
+    return law, x, law.draws(as_draws(torch.arange(3), x), x)
+
+
+def assert_group(x: CrystalBatch, number: int) -> None:
+    for structure in to_structures(x):
+        structure.scale_lattice(10.0 * len(structure))  # an untrained network draws any size
+        assert structure.get_space_group_info(symprec=1e-5)[1] == number
+
+
+@pytest.mark.parametrize("number", [225, 166, 12])
+@pytest.mark.parametrize("mode", ["diffuse", "predict"])
+def test_the_same_where_cells_are_symmetric_matrices(
+    number: int, mode: Literal["diffuse", "predict"]
+) -> None:
+    """The network sees what it is trained on, and the volume is its own."""
+    noise, group = CrystalNoise.gemsdiff(20, lattice_mode=mode), group_of(PrototypeAtlas.default(), number)
+    law, x, draws = problem(group, number, noise)
+
+    def denoise(x: CrystalBatch, t: Tensor) -> Tangent:
+        log = torch.diag(torch.tensor([1.0, 1.2, 1.5])).double() + 0.1
+        return Tangent(lattice=log.expand(len(x), 3, 3), frac=torch.sin(torch.arange(3) + 9 * x.frac))
+
+    out = PredictorCorrector(noise, corrector=False).sample(law.denoiser(denoise), x, draws, None, law.hold)
+    assert_group(out, number)
+    torch.testing.assert_close(out.volume.log(), torch.full((3,), 4.0).double(), atol=0.2, rtol=0)
+
+
+def test_every_groups_own_cells_are_left_as_they_are() -> None:
+    atlas, cells = PrototypeAtlas.default(), CrystalNoise.gemsdiff(20).lattice
+    numbers = sorted({space_group(int(hall))[0] for hall in atlas.tables.hall})
+    for number in numbers:
+        group = group_of(atlas, number)
+        shape, _ = orbits(group, group.sites[:1], [1])
+        law = Symmetric.of([shape], cells)
+        own = torch.from_numpy(primitive_vectors(group.hall) @ vectors(np.array(group.cell)))[None]
+        symmetric = torch.matrix_exp(lie.polar(own)[0])
+        torch.testing.assert_close(law.cells(symmetric), symmetric, msg=f"group {number}")
+        torch.testing.assert_close(law.cells(own @ lie.polar(own)[1].mT), symmetric)
 
 
 def test_what_cannot_be_placed_is_refused() -> None:
