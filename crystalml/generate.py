@@ -254,10 +254,10 @@ class StructureGenerator:
                     Request([c.content for c in g.cells], wish.fixed.space_group, wish.same_formula)
                     for g in part
                 ]
-                answers = hybrid(requests, max(group.want for group in part))
+                answers = hybrid(requests, [group.want for group in part])
                 for group, structures in zip(part, answers, strict=True):
-                    found.append([(s, [s]) for s in structures[: group.want]])
-                    for structure in structures[: group.want]:
+                    found.append([(s, [s]) for s in structures])
+                    for structure in structures:
                         self._label(structure, group, wish)
                 bar.advance(len(part))
         return found
@@ -317,7 +317,12 @@ class StructureGenerator:
             energies = Predictor(self._potential())(to_batch(unknown), forces=False)["energy_per_atom"]
             for structure, energy in zip(unknown, energies.tolist(), strict=True):
                 structure.properties["energy_per_atom"] = energy
-        return sorted(items, key=lambda item: item[0].properties["energy_per_atom"])
+
+        def order(item: Answer) -> tuple[bool, float]:  # what has no energy last
+            energy = item[0].properties["energy_per_atom"]
+            return not isfinite(energy), energy
+
+        return sorted(items, key=order)
 
     def _potential(self) -> CrystalModel:
         """The potential, loaded and kept for the next call."""

@@ -76,10 +76,16 @@ class Hybrid:
     trust: Trust = field(default_factory=Trust)
     denoising: Denoising | None = None
 
-    def __call__(self, requests: Sequence[Request], n: int) -> list[list[Structure]]:
-        """Up to n structures of each request, likeliest first, all different."""
-        judged = self.judged([self.propose(request, max(n, self.pool)) for request in requests])
-        return self.choose([self.ranked(row) for row in judged], n)
+    def __call__(self, requests: Sequence[Request], n: int | Sequence[int]) -> list[list[Structure]]:
+        """Up to n structures of each request, likeliest first, all different; n may be one for each.
+
+        What a request is answered does not depend on the others.
+        """
+        wanted = _each(n, len(requests))
+        pools = [
+            self.propose(request, max(k, self.pool)) for request, k in zip(requests, wanted, strict=True)
+        ]
+        return self.choose([self.ranked(row) for row in self.judged(pools)], wanted)
 
     def propose(self, request: Request, most: int) -> list[Structure]:
         """The atlas's proposals, likeliest by chemistry first, all different."""
@@ -120,18 +126,23 @@ class Hybrid:
             out.append(structure)
         return out
 
-    def choose(self, ranked: Sequence[Sequence[Structure]], n: int) -> list[list[Structure]]:
+    def choose(self, ranked: Sequence[Sequence[Structure]], n: int | Sequence[int]) -> list[list[Structure]]:
         """The n likeliest of each request, relaxed; if there are fewer, the starts of relaxations follow."""
-        best = [list(row[:n]) for row in ranked]
+        wanted = _each(n, len(ranked))
+        best = [list(row[:k]) for row, k in zip(ranked, wanted, strict=True)]
         relaxed = [structure for row in best for structure in row]
         if self.potential is not None and self.relax_steps and relaxed:
             relaxed = relax_all(relaxed, self.potential, self.relax_steps, trust=self.trust)
         answers, place = [], 0
-        for row, all_of_it in zip(best, ranked, strict=True):
+        for row, all_of_it, k in zip(best, ranked, wanted, strict=True):
             ends = relaxed[place : place + len(row)]
             place += len(row)
-            answers.append(distinct([*ends, *all_of_it[n:], *row], n))
+            answers.append(distinct([*ends, *all_of_it[k:], *row], k))
         return answers
+
+
+def _each(n: int | Sequence[int], count: int) -> list[int]:
+    return [n] * count if isinstance(n, int) else list(n)
 
 
 def distinct(structures: Iterable[Structure], n: int) -> list[Structure]:

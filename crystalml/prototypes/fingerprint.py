@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
 Array = NDArray[Any]
 
-NEIGHBOURS = 10
-ALIKE = 0.02  # mean difference of distances over (V/N)^(1/3), some 0.05 Angstrom
+NEIGHBOURS = 24
+NEAR = 10  # of these: those that a small distortion leaves in place
+ALIKE = 0.02  # mean difference of the near distances over (V/N)^(1/3), some 0.05 Angstrom
+SURE = 0.05  # largest difference of any; fcc, hcp and other stackings differ by more, beyond the first twelve
 
 
 def fingerprint(structure: Structure) -> Array:
@@ -42,20 +45,27 @@ def fingerprint(structure: Structure) -> Array:
     return out
 
 
-def alike(first: Array, second: Array) -> bool:
-    return bool(np.abs(first - second).mean() <= ALIKE)
-
-
 class Distinct:
-    """Tells whether a structure differs from all those it was asked about before, per composition."""
+    """Tells whether a structure differs from all those it was asked about before, per composition.
+
+    By fingerprints where these are far apart or close in every distance; `StructureMatcher` decides the rest,
+    such as stackings of the same layers, whose near neighbours are the same.
+    """
 
     def __init__(self) -> None:
-        self._seen: dict[str, list[Array]] = {}
+        self._seen: dict[str, list[tuple[Array, Structure]]] = {}
+        self._matcher = StructureMatcher()
 
     def __call__(self, structure: Structure) -> bool:
         shape = fingerprint(structure)
         seen = self._seen.setdefault(structure.composition.reduced_formula, [])
-        if any(alike(shape, other) for other in seen):
+        if any(self._same(shape, structure, *other) for other in seen):
             return False
-        seen.append(shape)
+        seen.append((shape, structure))
         return True
+
+    def _same(self, shape: Array, structure: Structure, other: Array, known: Structure) -> bool:
+        off = np.abs(shape - other)
+        if off[..., :NEAR].mean() > ALIKE:
+            return False
+        return bool(off.max() <= SURE) or bool(self._matcher.fit(structure, known))

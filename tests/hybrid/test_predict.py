@@ -60,6 +60,9 @@ def test_requests_do_not_depend_on_each_other(atlas: PrototypeAtlas) -> None:
     requests = [Request([{"K": 1, "Br": 1}]), Request([{"Rb": 1, "I": 1}])]
     together, alone = hybrid(requests, 2), [hybrid([r], 2)[0] for r in requests]
     assert [[s.properties for s in row] for row in together] == [[s.properties for s in row] for row in alone]
+    uneven = hybrid(requests, [1, 2])  # nor on how many of another are wanted
+    assert [s.properties for s in uneven[0]] == [s.properties for s in hybrid(requests[:1], 1)[0]]
+    assert [s.properties for s in uneven[1]] == [s.properties for s in alone[1]]
 
 
 def test_a_space_group_and_several_cells(atlas: PrototypeAtlas) -> None:
