@@ -15,7 +15,13 @@ from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from crystalml.device import pick_device
-from crystalml.errors import CellError, EmptyStructureError, UnknownElementError, UnsupportedError
+from crystalml.errors import (
+    CellError,
+    EmptyStructureError,
+    InputError,
+    UnknownElementError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +50,8 @@ class DaoCalculator(Calculator):
 
     Raises UnknownElementError when attached to atoms with an element the model never saw, UnsupportedError
     for anything but a fully periodic bulk (a potential takes all) or a device that is not there, CellError,
-    EmptyStructureError, OverlappingAtomsError (below 0.5 A, from a potential 0.01 A) and WeightsError.
+    EmptyStructureError, OverlappingAtomsError (below 0.5 A, from a potential 0.01 A), WeightsError,
+    DisorderedStructureError (a CIF file's partial occupancies), and InputError for dtypes and settings.
     """
 
     # A list of this class and, below, of each instance: BaseCalculator's own is shared by all of ASE.
@@ -65,7 +72,7 @@ class DaoCalculator(Calculator):
 
         precision = str(dtype).removeprefix("torch.")
         if precision not in ("float32", "float64"):
-            raise ValueError(f"dtype must be 'float32' or 'float64', not {dtype!r}")
+            raise InputError(f"dtype must be 'float32' or 'float64', not {dtype!r}")
         place = str(pick_device(device))
         self._reference = _reference(model)
         self._attach(_prepare(model, place, precision, compile))
@@ -97,7 +104,7 @@ class DaoCalculator(Calculator):
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Settings are fixed at construction; ASE would store a misspelled one without a word."""
         if kwargs:
-            raise TypeError(f"DaoCalculator has no settings to change ({', '.join(kwargs)}): make a new one")
+            raise InputError(f"DaoCalculator has no settings to change ({', '.join(kwargs)}): make a new one")
         return {}
 
     def set_atoms(self, atoms: Atoms) -> None:

@@ -128,7 +128,7 @@ def relax(
     calculator = DaoCalculator(model, device=device, dtype=dtype, compile=compile)
     on_done = _report_line if not quiet else None
     if out.name.lower().endswith(FORMATS) and not out.is_dir():
-        report = relax_files(files, calculator, settings, on_done=on_done, progress=not quiet)
+        report = relax_files(files, calculator, settings, out=out, on_done=on_done, progress=not quiet)
         final = [labelled(name, result, calculator) for name, result in report.results]
         failures, notes = report.failures, []
         if final:
@@ -149,7 +149,7 @@ def _report_failures(failures: list[tuple[str, str]], notes: list[str]) -> None:
     if failures:
         typer.secho(f"{len(failures)} could not be read or relaxed:", fg=typer.colors.RED, err=True)
         for name, reason in failures:
-            typer.echo(f"  {name}: {reason}", err=True)
+            typer.echo(f"  {name}: {reason.removeprefix(f'{name}: ')}", err=True)
         raise typer.Exit(1)
 
 

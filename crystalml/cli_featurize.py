@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples, numbers, whole_numbers
+from crystalml.device import pick_device
 from crystalml.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,14 +43,16 @@ def featurize(
     """Features of crystals by a pretrained network; bad files are reported and the others go on."""
     if out.suffix not in (".parquet", ".csv"):
         raise InputError(f"--out {str(out)!r} must end in .parquet or .csv")
-    from crystalml.featurizers.files import read, table
+    from crystalml.featurizers.files import elements, read, table
+    from crystalml.weights import load_model
 
-    found = read(files, n, seed)
+    network = load_model(model, pick_device(device))
+    found = read(files, n, seed, elements(network))
     for name, reason in found.failures:
         typer.secho(f"{name}: {reason}", fg=typer.colors.RED, err=True)
     if not found.names:
         raise InputError("none of the files could be read")
-    rows = table(found, model, sites, primitive, device, progress=not quiet)
+    rows = table(found, network, sites, primitive, device, progress=not quiet)
     _write(rows, out)
     typer.echo(f"{len(rows)} rows of features written to {out}")
     if found.failures:

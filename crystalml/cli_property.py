@@ -66,9 +66,12 @@ def finetune(
         progress=not quiet,
     )
     predictor.fit(structures, values).save(out)
-    training = predictor.model_.card["training"]
+    training, classes = predictor.model_.card["training"], predictor.classes_.tolist()
+    some = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
+    kind = f"one of {len(classes)} classes ({some})" if classes else "a number"
     typer.echo(
-        f"{target} learned from {training['crystals']} crystals, {training['validation']} watched: {out}"
+        f"{target} learned from {training['crystals']} crystals as {kind}, "
+        f"{training['validation']} watched: {out}"
     )
 
 
@@ -77,6 +80,7 @@ def _table(path: Path, target: str) -> tuple[list[Structure], Any]:
     import pandas as pd
 
     from crystalml.convert import read_structures
+    from crystalml.datasets.labels import read_labels
 
     if not path.is_file():
         raise InputError(f"no table at {path}")
@@ -86,13 +90,14 @@ def _table(path: Path, target: str) -> tuple[list[Structure], Any]:
             raise InputError(f"{path} has no column {name!r}; it has {', '.join(map(str, rows.columns))}")
     if (empty := rows[target].isna()).any():
         raise InputError(f"{path}: {target!r} is empty in row {int(empty.argmax()) + 2}; leave such rows out")
+    values = read_labels(rows[target], called=f"{path}: {target!r}", first=2)
     structures = []
     for name in rows["file"]:
         found = read_structures(path.parent / str(name)).structures
         if len(found) != 1:
             raise InputError(f"{name} holds {len(found)} structures; a row of {path} describes one")
         structures.append(found[0][1])
-    return structures, rows[target].to_numpy()
+    return structures, values
 
 
 @properties.command(
@@ -104,7 +109,7 @@ def _table(path: Path, target: str) -> tuple[list[Structure], Any]:
 )
 def predict(
     model: Annotated[str, typer.Argument(help="A fine-tuned model: path, shipped name or hf:// address.")],
-    files: Annotated[list[str], typer.Argument(help="Structure files, folders or globs.")],
+    files: Annotated[list[str], typer.Argument(help="Structure files, folders, globs, or CrysDB tables.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="CSV file \\[default: the terminal].")
     ] = None,
@@ -118,21 +123,20 @@ def predict(
     levels = numbers(quantiles, "--quantiles") if quantiles else []
     import pandas as pd
 
-    from crystalml.convert import read_structures
+    from crystalml.featurizers.files import read
     from crystalml.property import PropertyPredictor
 
     predictor = PropertyPredictor.load(model, device, progress=not quiet)
-    found = read_structures(files, on_error="skip")
-    for path, error in found.failures:
-        typer.secho(f"{path}: {error}", fg=typer.colors.RED, err=True)
-    if not found.structures:
+    found = read(files)
+    for path, reason in found.failures:
+        typer.secho(f"{path}: {reason}", fg=typer.colors.RED, err=True)
+    if not found.names:
         raise InputError("none of the files could be read")
-    names, structures = [name for name, _ in found.structures], [one for _, one in found.structures]
-    table = pd.DataFrame({"file": names})
+    table = pd.DataFrame({"file": found.names})
     if predictor.classification:
-        table[predictor.name] = predictor.predict(structures)
+        table[predictor.name] = predictor.predict(found.crystals)
     else:
-        value, std, *rest = predictor.predict(structures, True, levels or None, samples)
+        value, std, *rest = predictor.predict(found.crystals, True, levels or None, samples)
         table[predictor.name], table["std"] = value, std
         for k, level in enumerate(levels):
             table[f"q{level:g}"] = rest[0][:, k]
@@ -140,8 +144,8 @@ def predict(
         from crystalml.property_picture import LEVELS, draw
 
         label = f"{predictor.name} ({predictor.unit})" if predictor.unit else predictor.name
-        _, fans = predictor.predict(structures, quantiles=LEVELS, n_samples=samples)
-        draw(plot, [Path(name).name for name in names], fans, label)
+        _, fans = predictor.predict(found.crystals, quantiles=LEVELS, n_samples=samples)
+        draw(plot, [Path(name).name for name in found.names], fans, label)
     text = table.to_csv(out, index=False, float_format="%.6g")
     typer.echo(text.rstrip() if out is None else f"{len(table)} predictions written to {out}")
     if found.failures:

@@ -1,14 +1,15 @@
-"""Chemical formulas as whole atoms."""
+"""Chemical formulas as whole atoms, and whole numbers of other things."""
 
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from crystalml.elements import atomic_number, symbol
-from crystalml.errors import CompositionError, TooManyAtomsError, UnknownElementError
+from crystalml.errors import CompositionError, InputError, TooManyAtomsError, UnknownElementError
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition
@@ -47,6 +48,17 @@ def parse_composition(
     if max_atoms is not None and sum(whole.values()) > max_atoms:
         raise TooManyAtomsError(f"{value!r} has {sum(whole.values())} atoms, at most {max_atoms} are allowed")
     return Composition(whole)
+
+
+def whole_number(value: object, least: int, what: str) -> int:
+    """The int that `value` is, of numpy's kinds too. Raises InputError, which starts with `what`."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise InputError(f"{what} must be a whole number, {least} or more, not {value!r}")
+    return number
 
 
 def _amounts(value: object) -> list[tuple[int, float]]:

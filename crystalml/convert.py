@@ -7,7 +7,7 @@ same crystal: L -> -L, F -> w(-F), so the atoms keep their order and their neigh
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
@@ -45,6 +45,7 @@ __all__ = ["ReadResult", "parse_composition", "read_structures", "to_atoms", "to
 COINCIDING = 0.01  # Angstrom: two atoms in one place, by a duplicate site or a wrong cell
 MAX_LENGTH = 1e4  # Angstrom, of a cell vector: beyond it the input is in other units
 MIN_VOLUME = 1e-3  # cubic Angstrom: a hydrogen atom in a metal takes about 2
+WHOLE = 1 - 1e-6  # a smaller occupancy is partial
 MIN_SKEW = 1e-5  # V / abc of a flat cell: float32 coordinates would lose the atoms
 
 
@@ -70,7 +71,7 @@ def to_batch(
     if not dtype.is_floating_point:
         raise InputError(f"dtype {dtype} cannot hold coordinates; use torch.float32 or torch.float64")
     parts, count = [], 0
-    for item in _items(structures):
+    for item in listed(structures):
         parts.append(_read_item(item, count, bulk))
         count += len(parts[-1])
     if not parts:
@@ -89,20 +90,24 @@ def to_batch(
     return batch.replace(frac=wrap(batch.frac))  # 0.99999999999 is 1.0 in float32
 
 
-def _items(structures: object) -> list[object]:
-    """The structures one by one; Structure and Atoms are themselves iterable (over sites)."""
+def listed(structures: object) -> list[object]:
+    """The structures one by one; Structure and Atoms are themselves iterable (over sites).
+
+    Raises InputError for what is no collection either, a path or a formula among them.
+    """
     if isinstance(structures, str | Path):
         raise InputError(
             f"{str(structures)!r} is a path or a formula, not a structure; use read_structures(path)"
         )
-    if _is_one(structures):
+    if is_one(structures):
         return [structures]
     if not isinstance(structures, Iterable):
         raise InputError(f"cannot read a crystal from {type(structures).__name__}: {structures!r:.80}")
     return list(structures)
 
 
-def _is_one(item: object) -> bool:
+def is_one(item: object) -> bool:
+    """Whether it stands for itself: a batch, Atoms, or sites of pymatgen, molecules included."""
     from ase import Atoms
 
     if isinstance(item, CrystalBatch | Atoms):
@@ -124,7 +129,7 @@ def _read_item(item: object, k: int, bulk: bool = True) -> CrystalBatch:
 
     if isinstance(item, IStructure):
         return _read_structure(item, k)
-    if _is_one(item):
+    if is_one(item):
         raise UnsupportedError(
             f"structure {k} is a {type(item).__name__}: only periodic crystals are supported"
         )
@@ -152,7 +157,33 @@ def _read_structure(structure: IStructure, k: int) -> CrystalBatch:
     return _single(numbers, structure.frac_coords, structure.lattice.matrix)
 
 
+def check_whole(atoms: Atoms, k: int = 0) -> None:
+    """Raises DisorderedStructureError where atoms stand for several species or for a part of one.
+
+    ASE keeps the occupancies of a CIF file in `info`, by kind of site, and puts the likeliest species there.
+    """
+    kinds, place = atoms.info.get("occupancy"), atoms.arrays.get("spacegroup_kinds")
+    if not isinstance(kinds, Mapping):
+        return
+    seen = None if place is None else place.astype(str).tolist()
+    for kind, shares in kinds.items():
+        if not isinstance(shares, Mapping) or (seen is not None and str(kind) not in seen):
+            continue  # something else under this name, or atoms that were deleted
+        parts = {
+            name: share for name, share in shares.items() if isinstance(share, int | float) and share > 0
+        }
+        if len(parts) > 1 or sum(parts.values()) < WHOLE:
+            where = f"kind {kind}" if seen is None else f"atom {seen.index(str(kind))}"
+            _fail(
+                DisorderedStructureError,
+                k,
+                f"by atoms.info['occupancy'] {where} is {parts}; every site must hold one whole atom. Choose "
+                "an ordered approximant, and delete this entry of its info",
+            )
+
+
 def _read_atoms(atoms: Atoms, k: int, bulk: bool) -> CrystalBatch:
+    check_whole(atoms, k)
     if bulk or atoms.pbc.all():
         _require_periodic(atoms.pbc, k)
     else:
@@ -312,9 +343,10 @@ class ReadResult(NamedTuple):
 def read_structures(
     paths: str | Path | Iterable[str | Path], on_error: Literal["raise", "skip"] = "raise"
 ) -> ReadResult:
-    """Read CIF, POSCAR / CONTCAR / *.vasp, (ext)xyz and pymatgen JSON files; folders and globs are expanded.
+    """Read the structures of CIF, VASP, (ext)xyz, ASE and pymatgen JSON files (`files.KINDS`), gzipped too.
 
-    A folder gives its files of these kinds, sorted by name, without its subfolders. With on_error="skip" an
+    Folders and globs are expanded; a folder gives its files of these kinds, sorted by name, without its
+    subfolders. Atoms' info, tags and moments stay behind: `relax` keeps them. With on_error="skip" an
     unreadable file (or a path that matches nothing) is listed in `failures` and the others go on.
     """
     result = ReadResult([], [])

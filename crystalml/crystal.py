@@ -90,14 +90,13 @@ class CrystalBatch:
         )
 
     def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> CrystalBatch:
-        """A batch of the chosen crystals, in the order given (an int gives a batch of one)."""
-        ids = torch.arange(len(self), device=self.device)
-        if isinstance(which, int):
-            ids = ids[which].reshape(1)
-        else:
-            ids = ids[which if isinstance(which, slice) else torch.as_tensor(which, device=self.device)]
+        """A batch of the chosen crystals, in the order given (an int gives a batch of one, [] of none)."""
+        return self.take(chosen(torch.arange(len(self), device=self.device), which), self.offsets)
+
+    def take(self, ids: Tensor, offsets: Tensor) -> CrystalBatch:
+        """`self[ids]` of whole numbers (k,) where `self.offsets` are at hand: work grows with k alone."""
         counts = self.num_atoms[ids]
-        start = (self.offsets[ids] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
+        start = (offsets[ids] - (counts.cumsum(0) - counts)).repeat_interleave(counts)
         atoms = start + torch.arange(start.shape[0], device=self.device)
         labels = {name: value[ids] for name, value in self.labels.items()}
         sites = {name: value[atoms] for name, value in self.site_labels.items()}
@@ -157,6 +156,14 @@ class CrystalBatch:
         """(b, max_atoms) True where the padded view holds an atom."""
         width = torch.arange(int(self.num_atoms.max()), device=self.device)
         return width < self.num_atoms[:, None]
+
+
+def chosen(places: Tensor, which: int | slice | Sequence[int] | Tensor) -> Tensor:
+    """places[which], (k,) also of an int and of an empty list, which torch takes for real numbers."""
+    if isinstance(which, slice):
+        return places[which]
+    ids = torch.as_tensor(which, device=places.device)
+    return places[ids.long() if ids.numel() == 0 else ids].reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)

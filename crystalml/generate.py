@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from typing import Any, Literal, get_args
 
 import torch
+from numpy.typing import ArrayLike
 from pymatgen.core import Composition, Lattice, Structure
 
 from crystalml import __version__, recipes
+from crystalml.composition import whole_number
 from crystalml.convert import to_batch
 from crystalml.device import pick_device
 from crystalml.diffuse import Diffusion, Found, SampleReport
@@ -63,9 +66,10 @@ class Wish:
     fixed: Fixed
 
     def __post_init__(self) -> None:
-        if self.n < 0 or int(self.n) != self.n:
-            raise InputError(f"n must be a whole number of samples, 0 or more, not {self.n!r}.")
-        if self.guidance < 0:
+        whole_number(self.n, 0, "n, the structures wanted,")
+        if self.steps is not None:
+            whole_number(self.steps, 1, "steps")
+        if not self.guidance >= 0:
             raise InputError(f"guidance must be 0 (off) or positive, not {self.guidance!r}.")
         if self.strategy not in get_args(Strategy):
             names = ", ".join(get_args(Strategy))
@@ -73,8 +77,6 @@ class Wish:
         if self.rank_by is not None and self.rank_by not in get_args(RankBy):
             names = ", ".join(get_args(RankBy))
             raise InputError(f"rank_by must be one of {names} or None, not {self.rank_by!r}.")
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"steps must be at least 1, not {self.steps!r}.")
         if not 0 <= self.noise_level <= 1:
             raise InputError(f"noise_level is a share of the noise levels, 0 to 1, not {self.noise_level!r}.")
         if self.fixed.geometry and self.strategy in ("hybrid", "prototype"):
@@ -152,8 +154,8 @@ class StructureGenerator:
         strategy: Strategy = "auto",
         min_atoms: int = 1,
         max_atoms: int | None = None,
-        space_group: int | None = None,
-        lattice: Lattice | None = None,
+        space_group: int | str | None = None,
+        lattice: Lattice | ArrayLike | None = None,
         fixed: Structure | None = None,
         seed: int = 0,
         steps: int | None = None,
@@ -176,12 +178,12 @@ class StructureGenerator:
 
         strategy: "hybrid" puts the elements on the sites of known structure types (`crystalml.prototypes`),
         relaxes them with the potential and ranks them; "prototype" leaves them as they are; both find
-        nothing of a new type and may give fewer than n. "diffusion" draws everything from noise. "auto" is
-        hybrid first, then diffusion for what is missing. noise_level: hybrid's candidates are first noised
-        to this share of the noise levels and denoised again (0: not; measured in docs/generate.md).
+        nothing of a new type and warn where that gives fewer than n. "diffusion" draws everything from noise.
+        "auto" is hybrid first, then diffusion for what is missing. noise_level: hybrid's candidates are first
+        noised to this share of the noise levels and denoised again (0: not; measured in docs/generate.md).
 
-        space_group: its number, kept by construction and checked with spglib. lattice: the cell is this one.
-        fixed: a part of the crystal, whose cell and sites stay while diffusion adds the other atoms.
+        space_group: number or symbol, kept by construction and checked with spglib. lattice: the cell, or its
+        matrix. fixed: a part of the crystal, whose cell and sites stay while diffusion adds the other atoms.
 
         guidance > 0 steers diffusion to low energy (DAO, Algorithm 1). steps: of the sampler; None is 25 for
         GemsDiff and what the solver says for others. rank_by: the ranker's "probability" (diffusion's draws
@@ -196,7 +198,7 @@ class StructureGenerator:
         """
         wish = Wish(
             n, strategy, seed, guidance, steps, noise_level, rank_by, distinct, same_formula,
-            return_trajectory, progress, Fixed(space_group, lattice, fixed),
+            return_trajectory, progress, Fixed.of(space_group, lattice, fixed),
         )  # fmt: skip
         many = hasattr(composition, "__iter__") and not isinstance(composition, str | Composition | Mapping)
         wanted: list[Any] = list(composition) if many else [composition]  # type: ignore[arg-type]
@@ -229,6 +231,7 @@ class StructureGenerator:
         self.report.requested = sum(group.want for group in groups)
         found = self._known(groups, wish) if wish.known_types else [[] for _ in groups]
         if wish.strategy not in ("auto", "diffusion"):
+            _warn_of_fewer(groups, found, wish.fixed)
             return found
         trained = self.model.card.get("max_atoms") if wish.strategy == "auto" else None
         draws: list[Draw] = []
@@ -352,3 +355,17 @@ class StructureGenerator:
 
     def _load(self, model: ModelLike) -> CrystalModel:
         return as_model(model, self.device, self.dtype)
+
+
+def _warn_of_fewer(groups: Sequence[Group], found: Sequence[list[Answer]], fixed: Fixed) -> None:
+    """Says so where prototypes alone were asked and gave fewer than wanted."""
+    short = [group for group, items in zip(groups, found, strict=True) if len(items) < group.want]
+    if short:
+        missing = sum(group.want for group in groups) - sum(map(len, found))
+        name = short[0].cells[0].composition.reduced_formula
+        within = f" in {fixed.describe()}" if fixed.space_group is not None else ""
+        warnings.warn(
+            f"{missing} structures fewer than asked for: the atlas knows no more prototypes for {name}"
+            f"{within}; try other formula units, or strategy 'auto' or 'diffusion'",
+            stacklevel=5,
+        )

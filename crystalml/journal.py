@@ -26,12 +26,18 @@ class Journal:
     def open(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The rows written so far with these very settings, which are noted if there are none yet.
 
-        Raises InputError that names the setting where the folder's are others.
+        Raises InputError that names the setting where the folder's are others, and where there can be no
+        such folder or its settings.json is somebody else's.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"{self.folder} is a file or lies in one, so it cannot be a folder of results; choose another"
+            ) from error
         note = self.folder / "settings.json"
         if note.exists():
-            before = json.loads(note.read_text())
+            before = _settings(note)
             for key in sorted(set(before) | set(settings)):
                 if before.get(key) != settings.get(key):
                     raise InputError(
@@ -56,6 +62,16 @@ class Journal:
             with self.path.open("r+b") as file:
                 file.truncate(whole)
         return [json.loads(line) for line in text[:whole].splitlines()]
+
+
+def _settings(note: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(note.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{note} holds no settings of crystalml's; choose another output folder")
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

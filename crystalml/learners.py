@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from crystalml.models.property_head import (
     PropertyHead,
     TrainedHead,
 )
+from crystalml.models.recalibration import FEW
 from crystalml.models.scalar_head import Kind
 from crystalml.noise.gaussian import property_ddpm
 from crystalml.objectives.denoising import Denoising
@@ -84,13 +86,26 @@ class Learner(ABC):
         return PropertyConfig(name, unit, mean, std, head=self.number)
 
     def recalibrate(self, model: CrystalModel, val: PackedDataset) -> None:
-        """Fit the quantiles of a number to validation crystals, `label` standardised as in training."""
-        head = model.property_head
+        """Fit the quantiles of a number to validation crystals, `label` standardised as in training.
+
+        Warns if they are too few to tell how large errors are; a head with a posterior then keeps that.
+        """
+        head, z = model.property_head, val.labels["target"]
         assert head is not None
-        h, z = embed(model, val[:]).graph, val.labels["target"]
-        z = z.to(h)
+        if len(z) < FEW:
+            if not self.trained:
+                return
+            warnings.warn(
+                f"error bars of {len(z)} validation crystals are a guess from the spread of the training "
+                'values; take method="ridge" or "gp" for few labels, give fit(validation=...) or more labels',
+                stacklevel=3,
+            )
+        draws, scale = torch.zeros(0, 1), torch.zeros(0)
         with torch.no_grad():
-            head.recalibration.fit(*_draws(self.validate(head, h, z)), z)
+            if len(z):
+                h = embed(model, val[:]).graph
+                draws, scale = _draws(self.validate(head, h, z.to(h)))
+            head.recalibration.fit(draws, scale, z.to(draws))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,20 +54,17 @@ def responses(model: CrystalModel, x: CrystalBatch, bar: ProgressBar | None = No
     differences in float64. It leaves no force to first order, but where a mode is softer than 1 eV/A^2 or
     unstable.
     """
-    weight = next(model.parameters())
-    model = model.double()
+    model = copy.deepcopy(model).double()  # the caller's stays as it is
+    device = next(model.parameters()).device
     out = torch.zeros(len(x.numbers), 6, 3)
     order = x.num_atoms.argsort(stable=True)
-    try:
-        for count in x.num_atoms.unique().tolist():
-            same = order[x.num_atoms[order] == count]
-            for ids in same.split(max(1, _COPIES // (12 + 6 * count))):
-                atoms = x.offsets[ids, None] + torch.arange(count)
-                out[atoms] = _answers(model, x[ids].to(weight.device, torch.float64)).float().cpu()
-                if bar is not None:
-                    bar.advance(len(ids))
-    finally:
-        model.to(weight.dtype)
+    for count in x.num_atoms.unique().tolist():
+        same = order[x.num_atoms[order] == count]
+        for ids in same.split(max(1, _COPIES // (12 + 6 * count))):
+            atoms = x.offsets[ids, None] + torch.arange(count)
+            out[atoms] = _answers(model, x[ids].to(device, torch.float64)).float().cpu()
+            if bar is not None:
+                bar.advance(len(ids))
     return out
 
 

@@ -65,6 +65,7 @@ class Predictor:
     A potential also gives energies (n,), the atoms' parts of the energy, and takes the label "pbc"; a
     calibrated one energy_uncertainty (b,), half the width in eV a cell of the interval that holds 68 % of
     the true energies (`ErrorBar`): N times that of an atom, the errors of alike atoms being alike.
+    energy and energy_per_atom are float64, all else is of the model's dtype.
     E = N e(F, L) in eV, with e the model's energy per atom; forces = -dE/dX = -dE/dF L^-T in eV/A;
     stress = sym(L^T dE/dL|_F) / V = +(1/V) dE/d(strain) in eV/A^3, positive when the cell wants to shrink.
     The batch is moved to the model's device and dtype and split so that b * nmax^2 (with a potential: the
@@ -85,6 +86,8 @@ class Predictor:
         """Predict every crystal of x; forces=False returns the energies only, at a fraction of the cost."""
         weight = next(self.model.parameters())
         x = x.to(weight.device, weight.dtype)
+        if len(x) == 0:
+            return self._nothing(x, forces)
         if len(x) == 1:
             return self._group(x, forces)
         budget = self.max_pairs or pair_budget(weight.device, forces)
@@ -102,6 +105,15 @@ class Predictor:
         })[back].site_labels  # fmt: skip
         return {key: sites[key] if key in _PER_ATOM else value[back] for key, value in joined.items()}
 
+    def _nothing(self, x: CrystalBatch, forces: bool) -> dict[str, Tensor]:
+        """Of no crystals: empty, under the same names."""
+        names: list[str] = []
+        none = x.frac.new_zeros
+        if self.model.is_potential:
+            names += ["energies"] if self.model.error_bar is None else ["energies", "energy_uncertainty"]
+        slopes = {"forces": none(0, 3), "stress": none(0, 3, 3)} if forces else {}
+        return _totals(none(0), x) | {name: none(0) for name in names} | slopes
+
     def _group(self, x: CrystalBatch, forces: bool) -> dict[str, Tensor]:
         try:
             return self._gradients(x) if forces else self._energies(x)
@@ -115,12 +127,14 @@ class Predictor:
     def _energies(self, x: CrystalBatch) -> dict[str, Tensor]:
         with torch.no_grad():
             if not self.model.is_potential:
-                per_atom = self.model.energy(x)
-                return {"energy": per_atom * x.num_atoms, "energy_per_atom": per_atom}
+                return _totals(self.model.energy(x), x)
             energies, last = atomic_energies(self.model, x)
-            per_atom = crystal_mean(energies, x)
-        found = {"energy": per_atom * x.num_atoms, "energy_per_atom": per_atom, "energies": energies}
-        return found | self._uncertainty(x, last)
+        return self._of_atoms(x, energies, last)
+
+    def _of_atoms(self, x: CrystalBatch, energies: Tensor, last: Tensor | None) -> dict[str, Tensor]:
+        """Of a potential: summed in float32, a thousand atoms would be off by some 20 meV."""
+        found = _totals(crystal_mean(energies.double(), x), x)
+        return found | {"energies": energies} | self._uncertainty(x, last)
 
     def _uncertainty(self, x: CrystalBatch, last: Tensor | None) -> dict[str, Tensor]:
         bar = self.model.error_bar
@@ -131,13 +145,8 @@ class Predictor:
     def _gradients(self, x: CrystalBatch) -> dict[str, Tensor]:
         if self.model.is_potential:
             found = derivatives(self.model, x)
-            return {
-                "energy": found.per_atom * x.num_atoms,
-                "energy_per_atom": found.per_atom,
-                "forces": found.forces,
-                "stress": found.stress,
-                "energies": found.energies,
-            } | self._uncertainty(x, found.last)
+            slopes = {"forces": found.forces, "stress": found.stress}
+            return self._of_atoms(x, found.energies, found.last) | slopes
         # A caller's no_grad or inference_mode must not break forces: leaves are made outside of both.
         with torch.inference_mode(False), torch.enable_grad():
             frac = x.frac.detach().clone().requires_grad_(True)
@@ -149,9 +158,9 @@ class Predictor:
         gradient = torch.linalg.solve(x.lattice[x.index], d_frac[..., None]).squeeze(-1)
         virial = x.lattice.transpose(-1, -2) @ d_lattice
         stress = (virial + virial.transpose(-1, -2)) / (2 * x.volume[:, None, None])
-        return {
-            "energy": energy.detach(),
-            "energy_per_atom": per_atom.detach(),
-            "forces": -gradient,
-            "stress": stress,
-        }
+        return _totals(per_atom.detach(), x) | {"forces": -gradient, "stress": stress}
+
+
+def _totals(per_atom: Tensor, x: CrystalBatch) -> dict[str, Tensor]:
+    per_atom = per_atom.double()
+    return {"energy": per_atom * x.num_atoms, "energy_per_atom": per_atom}

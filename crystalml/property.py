@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crystalml.convert import to_batch
 from crystalml.crystal import CrystalBatch
+from crystalml.datasets.labels import read_labels
 from crystalml.datasets.packed import PackedDataset
 from crystalml.datasets.splits import random_split
 from crystalml.device import pick_device
@@ -53,8 +54,8 @@ class PropertyPredictor(BaseEstimator):
     freeze=True the head alone) with early stopping, "diffusion" likewise a head that draws from a
     distribution (CrysDiff); for few labels "ridge" (Bayesian ridge, or logistic regression) and "gp"
     (Gaussian process) fit a head on the frozen features; or a `learners.Learner`. name, unit: its own.
-    classification: None decides by y (text and bool are classes). primitive: bring crystals to primitive
-    Niggli cells where the encoder knows the cell, so that the answer does not depend on it.
+    classification: None decides by y (bool, and text that is no number, are classes). primitive: bring
+    crystals to primitive Niggli cells where the encoder knows the cell: the answer does not depend on it.
     val_fraction: of the training crystals, watched for early stopping and error bars, unless
     fit(validation=...) gives others. compile: torch.compile while training, which pays after some ten
     thousand crystals. lr, encoder_lr: learning rates of the head and of the encoder; None is the method's own
@@ -111,7 +112,8 @@ class PropertyPredictor(BaseEstimator):
     ) -> PropertyPredictor:
         """Learn from crystals and their values (b,). history_ then holds one `Epoch` for each epoch.
 
-        Raises InputError (lengths, NaN, a constant target, one class, an unknown method).
+        Raises InputError (lengths, missing values or NaN, text among numbers, a constant target, one class,
+        an unknown method). Warns where fewer than four validation crystals tell how large errors are.
         """
         learner = as_learner(self.method)
         model = self._start()
@@ -130,7 +132,7 @@ class PropertyPredictor(BaseEstimator):
                 self.history_.append(epoch)
                 bar.advance(round(1000 * epoch.share) - done)
                 done = round(1000 * epoch.share)
-            if len(val) and not target.classes:
+            if not target.classes:
                 learner.recalibrate(model, val)
             bar.advance(1000 - done)
         seen = torch.unique(torch.cat([train.numbers, val.numbers])).tolist()
@@ -169,25 +171,23 @@ class PropertyPredictor(BaseEstimator):
         self, y: Sequence[Any] | Array, count: int, learner: Learner
     ) -> tuple[PropertyConfig, Tensor]:
         """What is learned, and its standardised values or class numbers (b,)."""
-        values = np.asarray(y)
-        if values.shape != (count,):
-            raise InputError(f"{count} structures need {count} values of y in one row, not {values.shape}")
-        classes = values.dtype.kind in "OUSb" if self.classification is None else self.classification
-        if classes:
-            names, codes = np.unique(values.astype(str), return_inverse=True)
+        if np.shape(y) != (count,):
+            raise InputError(f"{count} structures need {count} values of y in one row, not {np.shape(y)}")
+        values = read_labels(y, self.classification)
+        if values.dtype.kind == "U":
+            names, codes = np.unique(values, return_inverse=True)
             if len(names) < 2:
                 raise InputError(f"all {count} crystals are of class {names[0]!r}: there is nothing to learn")
             if learner.label is None:
                 raise InputError(f"method {self.method!r} is for numbers, not for classes; use 'regression'")
             config = PropertyConfig(self.name, self.unit, classes=tuple(names.tolist()), head=learner.label)
             return config, torch.from_numpy(codes).float()
-        numbers = _numbers(values)
-        mean, std = float(numbers.mean()), float(numbers.std())
+        mean, std = float(values.mean()), float(values.std())
         if not std > 0:
             raise InputError(f"y is {mean:g} for all {count} crystals: there is nothing to learn")
-        low, high = _edges(numbers)
+        low, high = _edges(values)
         config = replace(learner.target(self.name, self.unit, mean, std), low=low, high=high)
-        return config, config.to_network(torch.from_numpy(numbers)).float()
+        return config, config.to_network(torch.from_numpy(values)).float()
 
     def _split(
         self,
@@ -239,8 +239,10 @@ class PropertyPredictor(BaseEstimator):
 
         Quantiles are conformal: of the errors on validation crystals, in units of each crystal's own scale.
         [5 %, 95 %] holds 90 % of crystals like those. The error bar is half the width of the middle 68 %.
-        "ridge" and "gp" without validation crystals take their normal posterior. Where a twentieth of the
-        training values, and ten, were the least (or largest) one, no answer passes it: gaps are not negative.
+        n of them tell levels from 1/(n + 1) on; beyond, and below 19, errors count as normal (Student's
+        distribution). "ridge" and "gp" without validation crystals take their normal posterior. Where a
+        twentieth of the training values, and ten, were the least (or largest) one, no answer passes it: gaps
+        are not negative.
         n_samples: chains of "diffusion", whose median is the value; 1 gives a single draw. Intervals were
         calibrated with 64.
         Raises UnknownElementError for elements seen neither in pretraining nor in fit.
@@ -380,17 +382,6 @@ def _base(config: ModelConfig, joint: bool) -> ModelConfig:
     return replace(config, energy=None, error_bar=False, pretext=None, target=None)
 
 
-def _numbers(values: Array) -> NDArray[np.float64]:
-    try:
-        numbers = values.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"y holds something that is no number: {error}") from error
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad):
-        raise InputError(f"y is not finite at {len(bad)} places, first at {bad[0]}; leave those crystals out")
-    return numbers
-
-
 def _edges(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
     """The least and the largest value, where more crystals share it than by chance: gaps of metals."""
     enough = max(_EDGE * len(values), _AT_EDGE)
@@ -401,16 +392,16 @@ def _edges(values: NDArray[np.float64]) -> tuple[float | None, float | None]:
 
 def _codes(y: Sequence[Any] | Array, count: int, target: PropertyConfig) -> Tensor:
     """Validation values as the head sees them."""
-    values = np.asarray(y)
-    if values.shape != (count,):
-        raise InputError(f"{count} validation structures need {count} values, not {values.shape}")
+    if np.shape(y) != (count,):
+        raise InputError(f"{count} validation structures need {count} values, not {np.shape(y)}")
+    values = read_labels(y, bool(target.classes), "y of validation")
     if not target.classes:
-        return target.to_network(torch.from_numpy(_numbers(values))).float()
+        return target.to_network(torch.from_numpy(values)).float()
     places = {name: k for k, name in enumerate(target.classes)}
-    strange = sorted(set(values.astype(str)) - set(places))
+    strange = sorted(set(values) - set(places))
     if strange:
         raise InputError(f"validation holds classes that training lacks: {', '.join(strange)}")
-    return torch.tensor([places[name] for name in values.astype(str)]).float()
+    return torch.tensor([places[name] for name in values]).float()
 
 
 def _packed(x: CrystalBatch, z: Tensor) -> PackedDataset:

@@ -18,13 +18,13 @@ from ase.constraints import FixAtoms, FixCartesian, FixSymmetry
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE, LBFGS
 from numpy.typing import NDArray
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import IStructure, Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from torch import Tensor
 
 from crystalml.calculators.ase import DaoCalculator
-from crystalml.convert import COINCIDING, to_batch
+from crystalml.convert import COINCIDING, check_whole, is_one, listed, to_batch
 from crystalml.crystal import CrystalBatch
 from crystalml.elements import atomic_number
 from crystalml.errors import CrystalMLError, InputError, NonFiniteError, UnsupportedError
@@ -35,7 +35,7 @@ from crystalml.relaxation.batch import BatchRelaxer, Relaxed
 from crystalml.relaxation.settings import RelaxSettings
 
 Array = NDArray[np.float64]
-Kind = TypeVar("Kind", bound=Structure | Atoms)
+Kind = TypeVar("Kind", bound=IStructure | Atoms)
 Model = str | os.PathLike[str] | CrystalModel | Predictor | Calculator | None
 """What gives the forces: the default potential (None), a shipped name, path or "hf://" address, a model, or
 any ASE calculator."""
@@ -101,11 +101,14 @@ def relax(
 
     A structure that fails does not stop the others: its result has the reason as `error`, energy NaN and the
     start as `final_structure`, and a warning counts such. A single one raises instead: InputError,
-    UnsupportedError, or what the calculator raises. Bad settings raise InputError.
+    UnsupportedError, or what the calculator raises. Bad settings raise InputError, and so does, before the
+    work begins, what is neither a Structure nor Atoms.
     """
     settings = RelaxSettings(fmax, max_steps, cell, fix_symmetry, optimizer, symprec, trajectory)
-    single = isinstance(structures, Structure | Atoms)
-    items: list[Kind] = [structures] if single else list(structures)  # type: ignore[list-item, arg-type]
+    single = is_one(structures)
+    items: list[Kind] = listed(structures)  # type: ignore[assignment]
+    for place, item in enumerate(items):
+        _check_kind(item, place)
     results: dict[int, Relaxation[Kind]] = {}
     with ProgressBar(progress and not single, "relaxing") as bar:
         bar.add(len(items))
@@ -153,10 +156,11 @@ def as_engine(model: Model) -> Predictor | Calculator:
     if isinstance(model, Predictor) and not model.model.is_potential:
         weight = next(model.model.parameters())
         return DaoCalculator(model.model, device=str(weight.device), dtype=weight.dtype)
-    if not isinstance(model, Predictor) and not hasattr(model, "get_potential_energy"):
+    able = isinstance(model, Predictor) or hasattr(model, "get_potential_energy")
+    if not able or isinstance(model, type):
         raise InputError(
             f"cannot relax with {model!r:.80}: hand over a model's name, a CrystalModel, a Predictor or an "
-            "ASE calculator"
+            "ASE calculator" + ", made by calling its class" * isinstance(model, type)
         )
     return model
 
@@ -182,7 +186,7 @@ def reason(error: Exception) -> str:
     return text if isinstance(error, CrystalMLError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def spacegroup(structure: Structure | Atoms, symprec: float = 0.1) -> str:
+def spacegroup(structure: IStructure | Atoms, symprec: float = 0.1) -> str:
     """Hermann-Mauguin symbol and number by spglib, such as "P6/mmm (191)"; "P1 (1)" if none is found.
 
     "" for what is not periodic in three directions, which has no space group.
@@ -197,6 +201,15 @@ def spacegroup(structure: Structure | Atoms, symprec: float = 0.1) -> str:
         return f"{finder.get_space_group_symbol()} ({finder.get_space_group_number()})"
     except Exception:  # spglib gives up on degenerate cells with several exception types
         return "P1 (1)"
+
+
+def _check_kind(item: object, place: int) -> None:
+    if not isinstance(item, IStructure | Atoms):
+        value = " ".join(repr(item).split())
+        raise InputError(
+            f"structure {place} is a {type(item).__name__}, {value:.60}: only Structures of pymatgen and "
+            "Atoms of ASE are relaxed; molecules go as Atoms, a CrystalBatch by to_structures(batch)"
+        )
 
 
 # --- in a batch -------------------------------------------------------------------------------------------
@@ -240,9 +253,15 @@ def _in_batch(
 
 def _slab_as_atoms(item: Any) -> Any:
     """A Structure whose lattice is not periodic in all directions as Atoms, which converters take."""
-    if isinstance(item, Structure) and not all(item.lattice.pbc):
-        return AseAtomsAdaptor.get_atoms(item, msonable=False)
-    return item
+    return _as_atoms(item) if isinstance(item, IStructure) and not all(item.lattice.pbc) else item
+
+
+def _as_atoms(item: IStructure) -> Atoms:
+    """With the constraints that selective dynamics stand for, which pymatgen's adaptor wants as bool."""
+    flags = _free(item)
+    if flags is not None:
+        item = item.copy(site_properties={"selective_dynamics": flags.tolist()})
+    return AseAtomsAdaptor.get_atoms(item, msonable=False)
 
 
 def batch_relaxer(predictor: Predictor, settings: RelaxSettings) -> BatchRelaxer:
@@ -263,9 +282,9 @@ def batch_relaxer(predictor: Predictor, settings: RelaxSettings) -> BatchRelaxer
     return BatchRelaxer(dataclasses.replace(predictor, max_pairs=pairs), settings, cost, room)
 
 
-def _free(item: Structure | Atoms) -> NDArray[np.bool_] | None:
+def _free(item: IStructure | Atoms) -> NDArray[np.bool_] | None:
     """(n, 3) which Cartesian directions are free; None where all are."""
-    if isinstance(item, Structure):
+    if isinstance(item, IStructure):
         flags = item.site_properties.get("selective_dynamics")
         return None if flags is None else np.array(flags, bool).reshape(len(item), 3)
     if not item.constraints:
@@ -274,9 +293,9 @@ def _free(item: Structure | Atoms) -> NDArray[np.bool_] | None:
     for constraint in item.constraints:
         if type(constraint) not in (FixAtoms, FixCartesian):
             raise UnsupportedError(
-                f"the constraint {type(constraint).__name__} is not known in a batch, only FixAtoms and "
-                "FixCartesian are (and fix_symmetry=True instead of FixSymmetry): remove it, or relax these "
-                "atoms with an optimizer of ASE"
+                f"the constraint {type(constraint).__name__} is not known in a batch or a reduced cell, only "
+                "FixAtoms and FixCartesian are (and fix_symmetry=True instead of FixSymmetry): remove it, or "
+                "relax these atoms with an optimizer of ASE"
             )
         free[constraint.index] &= ~np.array(getattr(constraint, "mask", [True] * 3))
     return free
@@ -309,12 +328,12 @@ def _from_batch(
     return found
 
 
-def _geometry(item: Structure | Atoms, start: CrystalBatch, end: CrystalBatch) -> tuple[Array, Array]:
+def _geometry(item: IStructure | Atoms, start: CrystalBatch, end: CrystalBatch) -> tuple[Array, Array]:
     """Positions and cell of `item` after going from start to end: in its own handedness, not wrapped."""
     pbc = start.pbc[0].cpu().numpy()
     shift = (end.frac - start.frac).cpu().numpy()
     shift -= np.rint(shift) * pbc
-    if isinstance(item, Structure):
+    if isinstance(item, IStructure):
         frac, cell, positions = item.frac_coords, item.lattice.matrix, item.cart_coords
     else:
         cell, positions = item.cell.array, item.positions
@@ -333,15 +352,15 @@ def _put(item: Kind, positions: Array, cell: Array) -> Kind:
         atoms.set_cell(cell, apply_constraint=False)
         atoms.set_positions(positions, apply_constraint=False)
         return atoms
-    return type(item)(
-        Lattice(cell, pbc=item.lattice.pbc),
-        item.species,
-        positions,
-        coords_are_cartesian=True,
-        site_properties=item.site_properties,
-        labels=item.labels,
-        properties=dict(item.properties),
-    )
+    moved: Any = item.copy() if isinstance(item, Structure) else Structure.from_sites(list(item))
+    moved.lattice = Lattice(cell, pbc=item.lattice.pbc)
+    for site, place, label in zip(moved, positions, item.labels, strict=True):
+        site.coords, site.label = place, label
+    moved.properties = dict(item.properties)  # these two and the labels a Slab's copy leaves behind
+    moved._charge = item._charge
+    if not isinstance(item, Structure):
+        moved = IStructure.from_sites(list(moved), charge=item._charge, properties=moved.properties)
+    return moved  # type: ignore[no-any-return]
 
 
 # --- one by one -------------------------------------------------------------------------------------------
@@ -351,6 +370,8 @@ def one_by_one(
     """As `relax_each`, through ASE, whatever the calculator."""
     for place, item in enumerate(structures):
         try:
+            if isinstance(item, Atoms):
+                check_whole(item, place)
             yield place, _by_ase(item, calculator, settings)
         except Exception as error:  # other people's calculators raise anything
             yield place, error
@@ -358,8 +379,8 @@ def one_by_one(
 
 def _by_ase(item: Kind, calculator: Calculator, settings: RelaxSettings) -> Relaxation[Kind]:
     if isinstance(calculator, DaoCalculator) and not calculator.model.is_potential:
-        item = _in_short_axes(item)  # where such models are at home
-    atoms = item.copy() if isinstance(item, Atoms) else AseAtomsAdaptor.get_atoms(item, msonable=False)
+        item = reduced(item)  # where such models are at home
+    atoms = item.copy() if isinstance(item, Atoms) else _as_atoms(item)
     bulk = atoms.pbc.all() and atoms.cell.rank == 3
     if settings.fix_symmetry:
         if not bulk or atoms.constraints:
@@ -402,20 +423,21 @@ def _by_ase(item: Kind, calculator: Calculator, settings: RelaxSettings) -> Rela
     return found
 
 
-def _in_short_axes(item: Any) -> Any:
-    if isinstance(item, Structure):
-        return reduced(item)
-    if not item.pbc.all() or item.cell.rank < 3:
-        return item  # what is not a bulk crystal goes on to the calculator, which says why it cannot
-    short = reduced(AseAtomsAdaptor.get_structure(item))
-    return AseAtomsAdaptor.get_atoms(short, msonable=False)
-
-
-def reduced(structure: Structure, tolerance: float = 0.02) -> Structure:
-    """The Niggli-reduced form, unless the cell's vectors are as short already, within `tolerance`.
+def reduced(item: Kind, tolerance: float = 0.02) -> Kind:
+    """The same atoms in a Niggli-reduced cell, unless its vectors are as short already, within `tolerance`.
 
     Reduction is discontinuous: of a rattled hexagonal cell it may return gamma near 60 instead of 120
-    degrees, and an energy that depends on the choice of axes would jump.
+    degrees, and an energy that depends on the choice of axes would jump. What is not a bulk crystal stays as
+    it is. Raises UnsupportedError for constraints that may depend on the axes.
     """
-    short = structure.get_reduced_structure("niggli")
-    return short if sum(short.lattice.abc) < (1 - tolerance) * sum(structure.lattice.abc) else structure
+    if isinstance(item, Atoms):
+        cell, pbc, positions = item.cell.array, item.pbc, item.positions
+    else:
+        cell, pbc, positions = item.lattice.matrix, item.lattice.pbc, item.cart_coords
+    if not all(pbc) or np.linalg.matrix_rank(cell) < 3:
+        return item
+    short = Lattice(cell).get_niggli_reduced_lattice()
+    if sum(short.abc) >= (1 - tolerance) * np.linalg.norm(cell, axis=1).sum():
+        return item
+    _free(item)
+    return _put(item, positions, short.matrix)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ase.calculators.calculator import Calculator
 from pymatgen.core import Structure
 
 from crystalml.errors import FileReadError, InputError
-from crystalml.files import expand, parse
+from crystalml.files import expand, parse, stem
 from crystalml.journal import Journal
 from crystalml.models.model import CrystalModel
 from crystalml.predict import Predictor
@@ -23,7 +24,7 @@ from crystalml.progress import ProgressBar
 from crystalml.relax import Model, Relaxation, as_engine, failed, relax_each
 from crystalml.relaxation.settings import RelaxSettings
 from crystalml.weights.registry import fingerprint
-from crystalml.write import write_structures
+from crystalml.write import check_fits, check_format, write_structures
 
 Paths = str | Path | Iterable[str | Path]
 Row = dict[str, Any]
@@ -66,6 +67,7 @@ def relax_files(
     model: Model = None,
     settings: RelaxSettings | None = None,
     *,
+    out: str | Path | None = None,
     on_done: OnDone | None = None,
     progress: bool = True,
 ) -> RelaxReport:
@@ -73,8 +75,14 @@ def relax_files(
 
     A name is a file's path, with @frame where it holds several. Models as in `relax`. on_done(name, result)
     is called after each, in the order in which they get done; the report keeps the order of the files.
+    out: the file that `write_structures` will get. What its format cannot hold is reported and not relaxed;
+    where it is among the inputs, or there can be no such file, InputError is raised.
     """
-    plan = _Plan(paths, {})
+    files = _files(paths)
+    if out is not None:
+        check_format(out)
+        _keep_apart(files, Path(out))
+    plan = _Plan(files, {}, out)
     found = {}
     for entry, result in plan.run(as_engine(model), settings or RelaxSettings(), progress):
         found[entry] = result
@@ -103,28 +111,34 @@ def relax_folder(
     """Relax every crystal in files, folders or globs into the folder `out`; each is written when it is done.
 
     A crystal of a.cif goes to out/a.cif (or .extxyz, by `format`; what is not periodic in three directions
-    always to .extxyz), of b.extxyz@3 to out/b@3.cif, of a second a.vasp to out/a_2.cif. A line of
-    out/results.jsonl says what came of it; out/results.csv is the same as a table, made at the end. Cells and
-    atoms are written as they stand; with symmetrize CIFs show the space group found at the settings' symprec,
-    in its conventional cell.
+    always to .extxyz), of b.extxyz@3 to out/b@3.cif, of a second a.vasp to out/a_2.cif, as where there was an
+    out/a.cif before. A line of out/results.jsonl says what came of it; out/results.csv is the same as a
+    table, made at the end. Cells and atoms are written as they stand; with symmetrize CIFs show the space
+    group found at the settings' symprec, in its conventional cell.
 
     The same call goes on where it was stopped: a crystal is done if its file has the content that it had and
     it did not fail. Nothing is half-written. Settings, kept in out/settings.json, that differ from those of
-    the folder's results raise InputError, as does a `format` other than "cif" and "extxyz".
+    the folder's results raise InputError, as do a `format` other than "cif" and "extxyz", inputs in `out`
+    and a results.jsonl or results.csv there that is somebody else's.
     """
     if format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
-    engine, chosen, folder = as_engine(model), settings or RelaxSettings(), Path(out)
-    journal = Journal(folder, ROWS)
+    folder, files = Path(out), _files(paths)
+    _keep_apart(files, folder)
+    _check_ours(folder)
+    engine, chosen, journal = as_engine(model), settings or RelaxSettings(), Journal(folder, ROWS)
     made_with = {"model": _identity(engine), **asdict(chosen), "format": format, "symmetrize": symmetrize}
-    rows = {row["name"]: row for row in journal.open(made_with)}
+    before = journal.open(made_with)
+    rows = {row["name"]: row for row in before}
+    own = {row["name"]: row["structure"] for row in before if "structure" in row}
     symprec = chosen.tolerance if symmetrize else None
-    plan, report = _Plan(paths, {name: row for name, row in rows.items() if not row["error"]}), FolderReport()
+    plan, report = _Plan(files, {name: row for name, row in rows.items() if not row["error"]}), FolderReport()
     try:
         for entry, result in plan.run(engine, chosen, progress):
             row: Row = {"name": entry.name, "digest": entry.digest, "frames": entry.frames}
             if not result["error"]:
-                row["structure"] = _file_name(entry, result["final_structure"], rows, format)
+                row["structure"] = _free_name(entry, result["final_structure"], own, folder, format)
+                own[entry.name] = row["structure"]
                 file = folder / row["structure"]
                 report.notes += write_structures(labelled(entry.name, result, engine), file, symprec)
             row |= _figures(result)
@@ -159,16 +173,48 @@ class _Entry:
     frames: int = 1
 
 
-class _Plan:
-    """The crystals of files, read when there is room for them; `entries` are those met so far, in order."""
+@dataclass(frozen=True)
+class _Source:
+    """A file to read, or a path that means none, and why."""
 
-    def __init__(self, paths: Paths, done: Mapping[str, Row]) -> None:
-        self.paths = [paths] if isinstance(paths, str | Path) else list(paths)
-        self.done = done
+    file: Path
+    error: FileReadError | None = None
+
+
+def _files(paths: Paths) -> list[_Source]:
+    found: list[_Source] = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        try:
+            found += map(_Source, expand(path))
+        except FileReadError as error:
+            found.append(_Source(Path(path), error))
+    return found
+
+
+def _keep_apart(sources: Sequence[_Source], out: Path) -> None:
+    """InputError where results would replace an input, or be inputs when the same call goes on."""
+    place = out.resolve()
+    for file in (source.file for source in sources if not source.error):
+        if place in (file.resolve(), file.resolve().parent, file.parent.resolve()):
+            raise InputError(
+                f"the results would go to {out}, where the input {file} is; choose another place"
+            )
+
+
+class _Plan:
+    """The crystals of files, read when there is room for them; `entries` are those met so far, in order.
+
+    out: a file that must be able to hold what is relaxed.
+    """
+
+    def __init__(
+        self, sources: Sequence[_Source], done: Mapping[str, Row], out: str | Path | None = None
+    ) -> None:
+        self.sources, self.done, self.out = sources, done, out
         self.entries: list[_Entry] = []
         self.skipped = 0
         self._running: dict[int, tuple[_Entry, Structure | Atoms]] = {}
-        self._unread: list[tuple[_Entry, FileReadError]] = []
+        self._unread: list[tuple[_Entry, Exception]] = []
 
     def run(
         self, engine: Predictor | Calculator, settings: RelaxSettings, progress: bool
@@ -189,24 +235,20 @@ class _Plan:
 
     def _stream(self, bar: ProgressBar) -> Iterator[Structure | Atoms]:
         place = 0
-        for path in self.paths:
+        for source in self.sources:
             try:
-                files = expand(path)
-            except FileReadError as error:
-                self._cannot_read(Path(path), error)
+                if source.error:
+                    raise source.error
+                entries, items = self._open(source.file)
+            except (FileReadError, OSError) as error:
+                self._cannot_read(source.file, error)
                 continue
-            for file in files:
-                try:
-                    entries, items = self._open(file)
-                except (FileReadError, OSError) as error:
-                    self._cannot_read(file, error)
-                    continue
-                self.entries += entries
-                bar.add(len(items))
-                for entry, item in items:
-                    self._running[place] = (entry, item)
-                    place += 1
-                    yield item
+            self.entries += entries
+            bar.add(len(items))
+            for entry, item in items:
+                self._running[place] = (entry, item)
+                place += 1
+                yield item
 
     def _open(self, file: Path) -> tuple[list[_Entry], list[tuple[_Entry, Structure | Atoms]]]:
         """All entries of a file, and those to do with their crystals; a file that is done is not parsed."""
@@ -222,7 +264,16 @@ class _Plan:
         pairs = list(zip(entries, crystals, strict=True))
         todo = [(entry, crystal) for entry, crystal in pairs if not self._is_done(entry)]
         self.skipped += len(entries) - len(todo)
-        return entries, todo
+        return entries, [pair for pair in todo if self._fits(*pair)]
+
+    def _fits(self, entry: _Entry, crystal: Structure | Atoms) -> bool:
+        if self.out is not None:
+            try:
+                check_fits(crystal, self.out)
+            except InputError as error:
+                self._unread.append((entry, error))
+                return False
+        return True
 
     def _is_done(self, entry: _Entry) -> bool:
         row = self.done.get(entry.name)
@@ -253,16 +304,31 @@ def _identity(engine: Predictor | Calculator) -> str:
     return f"{type(engine).__module__}.{type(engine).__qualname__}"
 
 
-def _file_name(entry: _Entry, final: Structure | Atoms, rows: Mapping[str, Row], format: str) -> str:
-    """Stem of the input (the whole name of POSCARs), numbered where another crystal has taken it."""
-    if entry.name in rows and "structure" in rows[entry.name]:
-        return str(rows[entry.name]["structure"])  # of the file's former content
+def _check_ours(folder: Path) -> None:
+    """InputError where a journal or table without settings, so of somebody else's, would be overwritten."""
+    for name in (ROWS, TABLE):
+        if (folder / name).exists() and not (folder / "settings.json").exists():
+            raise InputError(
+                f"{folder / name} is not of a relaxation, for there is no settings.json beside it; "
+                "choose another output folder"
+            )
+
+
+def _free_name(
+    entry: _Entry, final: Structure | Atoms, own: Mapping[str, str], folder: Path, format: str
+) -> str:
+    """Stem of the input (the whole name of POSCARs), numbered where it is another crystal's or a file's.
+
+    own: the file of each crystal of the journal, by its name, which it keeps when it is done again.
+    """
     flat = isinstance(final, Atoms) and not (final.pbc.all() and final.cell.rank == 3)
     ending = "extxyz" if flat else format
-    stem = entry.file.stem + entry.name.removeprefix(str(entry.file))
-    taken = {row.get("structure") for row in rows.values()}
-    names = (f"{stem}{'' if k == 1 else f'_{k}'}.{ending}" for k in range(1, len(rows) + 2))
-    return next(name for name in names if name not in taken)
+    former = own.get(entry.name, "")
+    if former.endswith(f".{ending}"):
+        return former
+    name, taken = stem(entry.file) + entry.name.removeprefix(str(entry.file)), set(own.values())
+    names = (f"{name}{'' if k == 1 else f'_{k}'}.{ending}" for k in count(1))
+    return next(name for name in names if name not in taken and not (folder / name).exists())
 
 
 def _figures(result: Relaxation[Any]) -> Row:

@@ -8,9 +8,11 @@ from math import exp, gcd
 from typing import Any, Literal
 
 import numpy as np
-from pymatgen.core import Composition, Lattice, Structure
+from numpy.typing import ArrayLike
+from pymatgen.core import Composition, IStructure, Lattice, Structure
+from pymatgen.symmetry.groups import SpaceGroup
 
-from crystalml.composition import parse_composition
+from crystalml.composition import parse_composition, whole_number
 from crystalml.elements import atomic_number, symbol
 from crystalml.errors import InputError, TooManyAtomsError
 from crystalml.metrics.validity import MIN_DISTANCE
@@ -77,12 +79,20 @@ class Fixed:
     sites: Structure | None = None
 
     def __post_init__(self) -> None:
-        if self.space_group is not None and not 1 <= int(self.space_group) <= 230:
+        if self.space_group is not None and not 1 <= self.space_group <= 230:
             raise InputError(f"space groups are numbered 1 to 230, not {self.space_group!r}")
+        if self.sites is not None and not isinstance(self.sites, IStructure):
+            raise InputError(f"fixed must be a pymatgen Structure, not {type(self.sites).__name__}")
         if sum(x is not None for x in (self.space_group, self.lattice, self.sites)) > 1:
             raise InputError("give one of space_group, lattice and fixed (which brings its lattice), not two")
         if self.sites is not None and not self.sites.is_ordered:
             raise InputError("the fixed sites are disordered; each must hold one element")
+
+    @classmethod
+    def of(cls, space_group: int | str | None, lattice: Lattice | ArrayLike | None, sites: Any) -> Fixed:
+        """As users may write it: a group by its symbol, a lattice as its matrix. Raises InputError."""
+        number = None if space_group is None else group_number(space_group)
+        return cls(number, None if lattice is None else as_lattice(lattice), sites)
 
     @property
     def geometry(self) -> bool:
@@ -277,8 +287,28 @@ def parse(value: CompositionLike, known: Sequence[str] | None) -> Composition:
 def check_units(units: Any) -> list[int]:
     """A number of formula units or a range of them as a list. Raises InputError."""
     values = list(units) if isinstance(units, range) else [units]
-    if not values or any(type(z) is not int or z < 1 for z in values):  # True is no number of units
+    if not values:
+        raise InputError(f"formula_units is {units!r}, a range without numbers")
+    return [whole_number(z, 1, "formula_units, unless 'auto' or a range of them,") for z in values]
+
+
+def group_number(group: int | str) -> int:
+    """A space group's number, or that of its symbol. Raises InputError."""
+    if not isinstance(group, str):
+        return whole_number(group, 1, "space_group, unless a symbol,")
+    try:
+        return int(SpaceGroup(group).int_number)
+    except ValueError as error:
         raise InputError(
-            f"formula_units must be a positive whole number, a range of them or 'auto', not {units!r}."
-        )
-    return values
+            f"{group!r} is no Hermann-Mauguin symbol of a space group: write 'Fm-3m' or 'P2_1/c', or a number"
+        ) from error
+
+
+def as_lattice(lattice: Lattice | ArrayLike) -> Lattice:
+    """A Lattice, also of the rows of its matrix in Angstrom. Raises InputError."""
+    if isinstance(lattice, Lattice):
+        return lattice
+    try:
+        return Lattice(np.array(lattice, dtype=float).reshape(3, 3))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a lattice is a Lattice or a 3 x 3 matrix in Angstrom, not {lattice!r}") from error

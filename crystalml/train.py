@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from crystalml import recipes
+from crystalml.crystal import CrystalBatch
 from crystalml.datasets.packed import PackedDataset
 from crystalml.errors import InputError, TrainingError
 from crystalml.models.derivatives import CompiledPotential
@@ -23,7 +24,7 @@ from crystalml.models.gemsnet import GemsNet, GemsNetConfig
 from crystalml.models.layers import fast_autocast
 from crystalml.models.model import CrystalModel
 from crystalml.models.periodic import PeriodicCrysformer
-from crystalml.objectives.potential import Potential
+from crystalml.objectives.potential import Potential, known_rows
 from crystalml.recipes import Recipe, Size
 from crystalml.training.batches import batches
 from crystalml.training.checkpoint import load_model_file, save_model
@@ -87,6 +88,10 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
     recipe = _with_moduli(_recipe(config), config.moduli)
     data = _fitting(data, config.max_atoms, "training")
     val = _fitting(val, config.max_atoms, "validation") if val is not None else None
+    if isinstance(recipe.objective, Potential):
+        _labelled(recipe.objective, data, "training")
+        if val is not None:
+            _labelled(recipe.objective, val, "validation")
     config.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.fit.seed)  # initial weights only; every later draw has its own generator
     model = _start(config.init, recipe)
@@ -167,6 +172,16 @@ def _fitting(data: PackedDataset, max_atoms: int | None, what: str) -> PackedDat
     return data
 
 
+def _labelled(objective: Potential, data: PackedDataset, what: str) -> None:
+    """Refuse crystals that a potential can learn nothing from."""
+    targets = (data.labels.get(objective.label), data.site_labels.get("forces"), data.labels.get("stress"))
+    if not any(target is not None and bool(known_rows(target).any()) for target in targets):
+        raise InputError(
+            f"no {what} crystal has a known {objective.label!r}, 'forces' or 'stress' for a potential to "
+            "learn from; `crystalml pack` or PackedDataset.from_arrays packs them"
+        )
+
+
 def _compile(recipe: Recipe, model: CrystalModel, config: TrainConfig) -> Recipe:
     """Compile what costs the time: a potential's derivative, the dense part of any other model."""
     encoder, objective = model.encoder, recipe.objective
@@ -190,13 +205,22 @@ class _Means:
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, float]] = {}
 
-    def add(self, values: Mapping[str, float], weight: float = 1.0) -> None:
+    def add(self, values: Mapping[str, float], weights: Mapping[str, float] | None = None) -> None:
         for name, value in values.items():
             total, count = self.sums.get(name, (0.0, 0.0))
+            weight = 1.0 if weights is None else weights[name]
             self.sums[name] = (total + weight * value, count + weight)
 
     def values(self) -> dict[str, float]:
-        return {name: total / count for name, (total, count) in self.sums.items()}
+        return {name: total / count for name, (total, count) in self.sums.items() if count}
+
+
+def _rows(x: CrystalBatch, names: Iterable[str]) -> dict[str, float]:
+    """How many rows each mean is over: those whose label of this name is known, or all crystals."""
+    tables = {**x.labels, **x.site_labels}
+    return {
+        name: float(known_rows(tables[name]).sum()) if name in tables else float(len(x)) for name in names
+    }
 
 
 class _Validation:
@@ -218,7 +242,7 @@ class _Validation:
             for ids in self.plan:
                 x = self.val[ids].to(run.device)
                 losses = self.objective(model, x, generator=generator)
-                means.add({name: float(value) for name, value in losses.items()}, len(ids))
+                means.add({name: float(value) for name, value in losses.items()}, _rows(x, losses))
         model.train()
         return means.values()
 
@@ -233,12 +257,7 @@ def _write(config: TrainConfig, recipe: Recipe, model: CrystalModel, log: Log, c
         **{name: round(value, 6) for name, value in log.losses.items()},
         **{f"val_{name}": round(value, 6) for name, value in log.validation.items()},
     }
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    _append(path, row)
     _tensorboard(config.out, row)
     fit_settings = {k: v for k, v in asdict(config.fit).items() if k != "checkpoint_seconds"}
     card: dict[str, Any] = {
@@ -248,6 +267,25 @@ def _write(config: TrainConfig, recipe: Recipe, model: CrystalModel, log: Log, c
     }
     with log.run.ema.applied(model):
         save_model(model, config.out / "model.safetensors", card)
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row under the table's own columns, empty where it has no value; new columns go to the right."""
+    table: list[list[Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            table = list(csv.reader(file))
+    header = table[0] if table else []
+    names = header + [name for name in row if name not in header]
+    table = [
+        names,
+        *(old + [""] * (len(names) - len(old)) for old in table[1:]),
+        [row.get(n, "") for n in names],
+    ]
+    temporary = path.with_name(f"{path.name}.partial")
+    with temporary.open("w", newline="") as file:
+        csv.writer(file).writerows(table)
+    os.replace(temporary, path)
 
 
 def _tensorboard(folder: Path, row: dict[str, Any]) -> None:

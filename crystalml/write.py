@@ -65,16 +65,29 @@ def write_structures(
 
 
 def _as_structure(item: Structure | Atoms, target: Path) -> Structure:
-    if isinstance(item, Structure):
-        return item
+    check_fits(item, target)
+    return item if isinstance(item, Structure) else AseAtomsAdaptor.get_structure(item)
+
+
+def check_fits(item: Structure | Atoms, path: str | os.PathLike[str]) -> None:
+    """Raises InputError where path's format cannot hold the item: Atoms not periodic in three directions."""
+    if isinstance(item, Structure) or check_format(path) == ".extxyz":
+        return
     if not (item.pbc.all() and item.cell.rank == 3):
-        raise InputError(f"{target}: only .extxyz can hold atoms with pbc {item.pbc.tolist()}; end it so.")
-    return AseAtomsAdaptor.get_structure(item)
+        raise InputError(f"{path}: only .extxyz can hold atoms with pbc {item.pbc.tolist()}; end it so.")
 
 
 def check_format(path: str | os.PathLike[str]) -> str:
-    """The ending of path that says how to write. Raises InputError, so call it before long work."""
-    name = Path(path).name.lower()
+    """The ending of path that says how to write. Raises InputError, so call it before long work.
+
+    Not only for another ending, but also where there can be no such file.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; name a file.")
+    if file := next((parent for parent in target.parents if parent.is_file()), None):
+        raise InputError(f"{target}: {file} is a file, not a folder; choose another place.")
+    name = target.name.lower()
     for ending in FORMATS:
         if name.endswith(ending):
             return ending

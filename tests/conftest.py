@@ -11,6 +11,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import hypothesis
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from crystalml.models.model import CrystalModel
@@ -76,6 +77,24 @@ def tiny_potential() -> "Callable[..., CrystalModel]":
         return model.to(dtype)
 
     return make
+
+
+class Largest(TorchDispatchMode):
+    """How many entries the largest tensor has that was made since."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else (out,)
+        self.entries = max([self.entries, *(x.numel() for x in made if isinstance(x, torch.Tensor))])
+        return out
+
+
+@pytest.fixture
+def largest() -> Largest:
+    """with largest: ...; largest.entries -> of the largest tensor made there: memory and work."""
+    return Largest()
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import time
 
 import pytest
 import typer
+from ase.build import fcc111
+from ase.io import write
 from pymatgen.core import Lattice, Structure
 from rich.text import Text
 
@@ -213,7 +215,7 @@ def test_relax_reports_bad_files_and_goes_on(run, weights, salt, tmp_path):
     options = ["--model", weights, "--device", "cpu"]
     result = run("relax", salt.parent, "-o", out, "--max-steps", 2, *options)
     assert result.exit_code == 1
-    assert "bad.cif" in result.output and "1 relaxed structures" in result.output and out.exists()
+    assert result.output.count("bad.cif: ") == 1 and "1 relaxed structures" in result.output and out.exists()
     clean = run("relax", salt, "-o", out, "--max-steps", 0, *options)
     assert clean.exit_code == 0 and "Fm-3m (225)" in clean.output
 
@@ -233,6 +235,21 @@ def test_relax_into_a_folder_goes_on(run, tiny_potential, salt, tmp_path):
     quiet = run(*command[:3], tmp_path / "q", *command[4:], "--fix-symmetry", "--symmetrize", "-q")
     assert quiet.exit_code == 0 and "salt.cif: " not in quiet.output
     assert "Fm-3m" in (tmp_path / "q" / "salt.cif").read_text()
+
+
+def test_relax_keeps_inputs_and_finished_work(run, weights, salt, tmp_path):
+    options = ["--model", weights, "--device", "cpu", "--max-steps", 1, "-q"]
+    before = salt.read_bytes()
+    (tmp_path / "file").write_text("")
+    for source, out in ((salt.parent, salt.parent), (salt, salt), (salt, tmp_path / "file")):
+        result = run("relax", source, "-o", out, *options)
+        assert result.exit_code == 2 and result.output.count("\n") == 1, result.output
+    assert salt.read_bytes() == before and [path.name for path in salt.parent.iterdir()] == ["salt.cif"]
+    write(salt.with_name("slab.extxyz"), fcc111("Al", (1, 1, 3), vacuum=6.0))
+    mixed = run("relax", salt.parent, "-o", tmp_path / "all.cif", *options)
+    assert mixed.exit_code == 1 and "1 relaxed structures written" in mixed.output
+    assert "slab.extxyz: " in mixed.output and "only .extxyz" in mixed.output
+    assert len(Structure.from_file(tmp_path / "all.cif")) == 2
 
 
 def test_train_goes_on_and_can_be_told_not_to(run, tmp_path):

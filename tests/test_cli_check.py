@@ -67,6 +67,25 @@ def test_mistakes_are_one_line_and_exit_with_two(run, args, message):
     assert message in result.output and "Traceback" not in result.output
 
 
+def test_what_makes_no_calculator_is_one_line_and_exits_with_two(run, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from ase.calculators.emt import EMT\n"
+        "class Bad(EMT):\n"
+        "    def __init__(self):\n"
+        "        raise FileNotFoundError('weights.pt')\n"
+        "def five():\n"
+        "    return 5\n"
+    )
+    for name, message in (
+        ("Bad", "Bad made no calculator: FileNotFoundError: weights.pt"),
+        ("five", "gave 5"),
+    ):
+        result = run(f"{path}:{name}")
+        assert result.exit_code == 2 and message in result.output and result.output.count("\n") == 1
+    assert "needed_argument" in run(f"{path}:five", "--kwargs", '{"needed_argument": 1}').output
+
+
 def test_targets_are_classes_functions_and_objects():
     assert factory("ase.calculators.emt:EMT") is EMT
     bound = factory("ase.calculators.emt:EMT", '{"asap_cutoff": true}')

@@ -47,6 +47,18 @@ def test_files_become_features_and_a_map(run: Any, weights: Path, folder: Path, 
     assert result.exit_code == 2 and "no column 'mood'" in result.output
 
 
+def test_crystals_that_the_network_does_not_know_are_told_and_the_others_go_on(
+    run: Any, folder: Path, tmp_path: Path
+) -> None:
+    config = FourierFrameNetConfig(16, 1, 1, 2, 4, 8, 8, 8, 4, 8, 4.0, chiral=False)
+    weights = tmp_path / "few.safetensors"
+    save_model(ModelConfig(config, noise=False).build(), weights, {"elements": ["Na", "Cl", "W"]})
+    out = tmp_path / "f.csv"
+    result = run("featurize", folder, "-o", out, "--model", weights, "-q")
+    assert result.exit_code == 1 and "Cu (Z = 29) is not among the 3 elements" in result.output
+    assert pd.read_csv(out)["formula"].tolist() == ["NaCl", "W"]
+
+
 def test_sites_become_rows(run: Any, weights: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "s.csv"
     result = run(

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 from crystalml import cli
@@ -45,7 +46,10 @@ def test_from_a_table_to_a_table(table: Path, method: str, tmp_path: Path) -> No
         "finetune", table / "data.csv", "--target", "a", "--method", method, "--encoder",
         table / "start.safetensors", "--epochs", 2, "--unit", "Angstrom", "-o", model, "-q",
     )  # fmt: skip
-    assert said.startswith("0\n") and "a learned from" in said
+    assert (
+        said.startswith("0\n")
+        and f"a learned from {24 if method == 'ridge' else 22} crystals as a number" in said
+    )
     said = invoke(
         "predict", model, table / "3.cif", table / "20.cif", "--quantiles", "0.05,0.95", "-o", out,
         "--plot", picture, "-q",
@@ -57,6 +61,19 @@ def test_from_a_table_to_a_table(table: Path, method: str, tmp_path: Path) -> No
     if method == "ridge":
         assert found["a"].tolist() == pytest.approx([3.905 * 0.926, 3.905 * 1.074], abs=0.05)
     assert "Angstrom" in picture.read_text() or picture.stat().st_size > 1000
+
+
+def test_names_are_learned_as_classes_and_numbers_with_a_stray_are_not(table: Path, tmp_path: Path) -> None:
+    rows, ends = pd.read_csv(table / "data.csv"), ("--method", "ridge", "--from", table / "start.safetensors")
+    rows["size"] = np.where(rows["a"] > 3.9, "wide", "narrow")
+    rows["marked"] = rows["a"].astype(str).where(rows.index != 3, "unknown")
+    rows.to_csv(table / "names.csv", index=False)
+    out = tmp_path / "m.safetensors"
+    said = invoke("finetune", table / "names.csv", "--target", "marked", "-o", out, "-q", *ends)
+    assert said.startswith("2\n") and "'marked' holds 23 numbers and text: 'unknown' in row 5;" in said
+    assert not out.exists()
+    said = invoke("finetune", table / "names.csv", "--target", "size", "-o", out, "-q", *ends)
+    assert said.startswith("0\n") and "as one of 2 classes (narrow, wide), 0 watched" in said
 
 
 def test_what_a_table_lacks_is_named(table: Path, tmp_path: Path) -> None:
@@ -78,8 +95,14 @@ def test_bad_files_are_told_and_the_others_go_on(table: Path, tmp_path: Path) ->
     bad.write_text("no crystal")
     invoke("finetune", table / "data.csv", "--target", "a", "--method", "ridge", "--from",
            table / "start.safetensors", "-o", model, "-q")  # fmt: skip
-    said = invoke("predict", model, bad, table / "3.cif", "-q")
-    assert said.startswith("1\n") and "bad.cif" in said and "3.cif" in said
+    mixed = Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}, "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    mixed.to(str(tmp_path / "mixed.cif"))
+    said = invoke(
+        "predict", model, bad, tmp_path / "mixed.cif", table / "3.cif", "-q", "-o", tmp_path / "a.csv"
+    )
+    assert said.startswith("1\n") and "bad.cif: " in said
+    assert "mixed.cif: site 0 holds" in said and "1 predictions written" in said
+    assert pd.read_csv(tmp_path / "a.csv")["file"].tolist() == [str(table / "3.cif")]
 
 
 def test_a_picture_has_a_row_for_every_crystal(tmp_path: Path) -> None:

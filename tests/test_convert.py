@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
+from ase.spacegroup import crystal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.analysis.structure_matcher import StructureMatcher
@@ -209,6 +210,23 @@ def test_refused(case: str) -> None:
     bad, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         to_batch(bad)  # type: ignore[arg-type]
+
+
+def test_partial_occupancy_is_seen_where_ase_hides_it() -> None:
+    half = {"occupancies": [0.5, 0.5, 1.0], "spacegroup": 225, "cellpar": [5.7] * 3 + [90] * 3}
+    mixed = crystal(["Na", "K", "Cl"], [(0, 0, 0), (0, 0, 0), (0.5, 0.5, 0.5)], onduplicates="keep", **half)
+    vacancies = crystal(["Na", "Cl"], [(0, 0, 0), (0.5, 0.5, 0.5)], **{**half, "occupancies": [0.7, 1.0]})
+    for atoms, message in ((mixed, "'K': 0.5"), (vacancies, r"'Na': 0\.7")):
+        plain = atoms.copy()
+        del plain.arrays["spacegroup_kinds"]  # as other files leave it
+        for seen in (atoms, atoms * 2, plain):
+            with pytest.raises(errors.DisorderedStructureError, match=f"structure 1: .*{message}.*ordered"):
+                to_batch([SALT, seen])
+        assert to_batch(atoms[atoms.numbers == 17]).num_atoms.tolist() == [4]  # the whole ones
+    mixed.info["occupancy"] = 0.5  # not ASE's
+    assert len(to_batch(mixed)) == 1
+    whole = crystal(["Na", "Cl"], [(0, 0, 0), (0.5, 0.5, 0.5)], **{**half, "occupancies": [1, 1]})
+    assert len(to_batch(whole)) == 1
 
 
 @pytest.mark.parametrize("case", ["dummy species", "NaN", "no cell", "mixed site", "slab", "no atoms"])

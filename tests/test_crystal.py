@@ -33,3 +33,12 @@ def test_crystals_repeat_in_all_directions_unless_they_say_otherwise() -> None:
     assert both.pbc.tolist() == [[True] * 3] * 2 + [[True, True, False]] * 2
     assert "energy" not in both.labels
     assert slab.to(dtype=torch.float32).pbc.dtype == torch.bool
+
+
+def test_no_crystals_are_a_batch_of_none() -> None:
+    x = _labelled(0, 3)
+    for none in (x[[]], x[torch.tensor([], dtype=torch.long)], x[:0], x[x.num_atoms < 0]):
+        assert len(none) == len(none.numbers) == len(none.index) == 0 and none.lattice.shape == (0, 3, 3)
+        assert none.site_labels["forces"].shape == (0, 3) and none.labels["energy"].shape == (0,)
+    joined = CrystalBatch.cat([x[[]], x])
+    assert torch.equal(joined.frac, x.frac) and torch.equal(joined.num_atoms, x.num_atoms)

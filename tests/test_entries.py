@@ -6,12 +6,12 @@ import pytest
 from ase.build import bulk
 from ase.constraints import FixAtoms
 from pymatgen.analysis.phase_diagram import PhaseDiagram
-from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.core import Composition, DummySpecies, Element, Lattice, Species, Structure
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedStructureEntry
 
 from crystalml.entries import computed_entry, element_entries
-from crystalml.errors import InputError
+from crystalml.errors import InputError, UnknownElementError
 
 POTCARS = {"Li": "Li_sv", "Fe": "Fe_pv", "O": "O"}
 
@@ -77,6 +77,34 @@ def test_atoms_with_constraints_and_data() -> None:
     entry = computed_entry(salt, -4.2, data={"energy_uncertainty": 0.1})
     assert entry.composition.reduced_formula == "NaCl" and entry.energy == -4.2
     assert entry.data == {"energy_uncertainty": 0.1} and len(salt.constraints) == 1
+
+
+def test_charges_spins_and_isotopes_are_no_elements_of_their_own(diagram: PhaseDiagram) -> None:
+    salt = Structure(Lattice.cubic(4), [Species("Na", 1), Species("Cl", -1, spin=1)], [[0, 0, 0], [0.5] * 3])
+    heavy = Structure(
+        Lattice.cubic(4), ["Na", "D"], [[0, 0, 0], [0.5] * 3], properties={"material_id": "mp-1"}
+    )
+    entry, hydride = computed_entry(salt, -4.2), computed_entry(heavy, -1.0)
+    own = PhaseDiagram([entry, hydride, *element_entries("Na-Cl-H")])
+    assert own.get_form_energy_per_atom(entry) == pytest.approx(-2.1) and own.get_e_above_hull(entry) == 0
+    assert own.get_form_energy_per_atom(hydride) == pytest.approx(-0.5)
+    assert computed_entry(salt, -4.2, {"Na": -1.0, "Cl": -2.0}).energy == pytest.approx(-7.2)
+    assert salt[0].specie == Species("Na", 1)  # the caller's is left alone
+    assert (entry.entry_id, hydride.entry_id) == (None, "mp-1")
+    assert computed_entry(salt, -4.2, data={"material_id": "mp-2"}).entry_id == "mp-2"
+
+
+def test_corners_are_named_in_any_way() -> None:
+    for given in ("Na-Cl", ["Cl", "Na", "Na"], [Element("Na"), Species("Cl", -1)]):
+        assert [entry.composition for entry in element_entries(given)] == [
+            Composition("Cl"),
+            Composition("Na"),
+        ]
+    for wrong, name in (("NaCl", "NaCl"), (["Nax"], "Nax"), ([DummySpecies("X")], "X")):
+        with pytest.raises(UnknownElementError, match=name):
+            element_entries(wrong)
+    with pytest.raises(UnknownElementError, match="X"):
+        computed_entry(Structure(Lattice.cubic(4), [DummySpecies("X")], [[0, 0, 0]]), 0.0)
 
 
 def test_what_is_missing_is_named(diagram: PhaseDiagram) -> None:

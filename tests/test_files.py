@@ -1,9 +1,11 @@
 """Reading files: every kind, folders, globs, and bad files among good ones."""
 
+import gzip
 import json
 import warnings
 from pathlib import Path
 
+import ase
 import pytest
 from ase.build import bulk, molecule
 from ase.io import write
@@ -12,6 +14,7 @@ from pymatgen.core import Lattice, Structure
 
 from crystalml.convert import read_structures
 from crystalml.errors import FileReadError
+from crystalml.files import expand, stem
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 VASP4 = "no names\n1.0\n4 0 0\n0 4 0\n0 0 4\n1 1\nDirect\n0 0 0\n.5 .5 .5\n"
@@ -37,6 +40,35 @@ def test_every_kind(tmp_path: Path, name: str) -> None:
     assert len(found) == len(SALT)
 
 
+@pytest.mark.parametrize(
+    "name", ["a.cif", "POSCAR", "a.poscar", "run.extxyz", "run.traj", "run.db", "run.json"]
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_the_field_keeps_crystals_in_plain_or_gzipped(tmp_path: Path, name: str, packed: bool) -> None:
+    file = tmp_path / name
+    if name.startswith("run"):
+        write(file, [SALT.to_ase_atoms(), SALT.to_ase_atoms()])
+    else:
+        SALT.to(str(file), fmt="cif" if name == "a.cif" else "poscar")
+    if packed:
+        file = tmp_path / f"{name}.gz"
+        file.write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+        (tmp_path / name).unlink()
+    found = read_structures(tmp_path)
+    assert not found.failures and len(found.structures) == (2 if name.startswith("run") else 1)
+    assert all(Path(n.partition("@")[0]) == file for n, _ in found.structures)
+    assert all(StructureMatcher(primitive_cell=False).fit(s, SALT) for _, s in found.structures)
+    assert stem(file) == name.partition(".")[0]
+
+
+def test_of_a_run_of_vasp_the_end_is_read() -> None:
+    file = Path(ase.__file__).parent / "test/testdata/vasp/vasprun_pstress.xml"
+    if not file.is_file():
+        pytest.skip("ASE is installed without its test data")
+    ((_, found),) = read_structures(file).structures
+    assert len(found) == 2 and abs(found.volume - ase.io.read(file).get_volume()) < 1e-6
+
+
 def test_frames_are_numbered(tmp_path: Path) -> None:
     write(tmp_path / "run.extxyz", [bulk("Cu"), bulk("W"), bulk("Si")])
     found = read_structures(str(tmp_path / "run.extxyz")).structures
@@ -59,16 +91,42 @@ def test_folder_glob_and_list(tmp_path: Path) -> None:
     assert len(read_structures([tmp_path / "s0.cif", str(tmp_path / "s*.cif")]).structures) == 4
 
 
+def test_in_a_folder_journals_and_settings_are_no_crystals_and_what_is_ignored_is_told(
+    tmp_path: Path,
+) -> None:
+    SALT.to(str(tmp_path / "a.cif"))
+    SALT.to(str(tmp_path / "b.json"))
+    (tmp_path / "c.jsonl").write_text(json.dumps(SALT.as_dict()) + "\n")
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "settings.json").write_text('{"model": "m"}')
+    (tmp_path / "results.jsonl").write_text('{"name": "a.cif", "structure": "a.cif"}\n')
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "notes.txt").write_text("not a crystal")
+    (tmp_path / ".hidden").write_text("")
+    with pytest.warns(
+        UserWarning, match=r"4 files of other kinds ignored: list.json, notes.txt, results.jsonl, "
+    ):
+        files = expand(tmp_path)
+    assert [file.name for file in files] == ["a.cif", "b.json", "broken.json", "c.jsonl"]
+    assert [Path(name).name for name, _ in read_structures(tmp_path, on_error="skip").failures] == [
+        "broken.json"
+    ]
+    with pytest.raises(FileReadError, match="lattice"):
+        read_structures(tmp_path / "settings.json")  # by its name it is asked for
+
+
 BROKEN = {
     "empty.cif": ("", "empty"),
     "junk.cif": ("hello\nworld\n", "no structures"),
+    "cut.cif": ("data_x\n_cell_length_a 5\nloop_\n", r"cannot be read as CIF \(ZeroDivisionError: "),
+    "cut.cif.gz": ("data_x", r"cannot be read as CIF \(BadGzipFile: "),
     "empty.xyz": ("", "empty"),
     "junk.xyz": ("hello\nworld\n", "xyz header"),
     "short.extxyz": ('2\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3\nNa 0 0 0\n', ""),
     "POSCAR_empty": ("  \n", ""),
     "POSCAR_4": (VASP4, "name its elements"),
     "junk.json": ("{", ""),
-    "other.json": ('{"a": 1}', ""),
+    "other.json": ('{"a": 1}', r"cannot be read as JSON of pymatgen or ASE \(KeyError: 'lattice'\)"),
     "none.json": ("[]", "no crystal"),
     "notes.txt": ("hello", r"unknown kind.*\.cif"),
 }

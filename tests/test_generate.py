@@ -228,20 +228,16 @@ def test_bad_compositions(make, wrong):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"n": -1},
-        {"n": 1.5},
-        {"formula_units": 0},
-        {"formula_units": range(0)},
-        {"formula_units": 1.5},
-        {"formula_units": True},
-        {"formula_units": "many"},
-        {"guidance": -1.0},
-        {"steps": 0},
-        {"steps": 10**6},
+        *[{"n": n} for n in (-1, 1.5, 2.0, "2", math.nan, None)],
+        *[{"formula_units": z} for z in (0, range(0), 1.5, True, "many")],
+        *[{"guidance": scale} for scale in (-1.0, math.nan)],
+        *[{"steps": steps} for steps in (0, 10**6, 2.5)],
         {"strategy": "magic"},
         {"rank_by": "beauty"},
         {"noise_level": 1.5},
-        {"space_group": 0},
+        *[{"space_group": group} for group in (0, "225", 225.5)],
+        {"lattice": 4.0},
+        {"fixed": "POSCAR"},
     ],
 )
 def test_bad_settings(make, settings):
@@ -305,9 +301,14 @@ def test_known_types_come_first_and_diffusion_fills_the_rest(make):
     assert kinds == ["hybrid", "hybrid", "diffusion", "diffusion"]
     assert generator.report.requested == generator.report.returned == 4
     assert {s.get_space_group_info()[1] for s in found[:2]} == {225, 221}
-    only = generator.sample("KBr", 4, strategy="hybrid", **QUIET)
+    with pytest.warns(UserWarning, match="2 structures fewer .* prototypes for KBr; try"):
+        only = generator.sample("KBr", 4, strategy="hybrid", **QUIET)
     assert len(only) == 2 and generator.report.missing == 2
-    new = generator.sample("NaCl", 4, strategy="prototype", same_formula=False, **QUIET)
+    with pytest.warns(UserWarning, match="1 structures fewer .* KBr in space group 229; try") as caught:
+        assert generator.sample("KBr", 1, strategy="prototype", space_group=229, **QUIET) == []
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="3 structures fewer"):
+        new = generator.sample("NaCl", 4, strategy="prototype", same_formula=False, **QUIET)
     assert [s.get_space_group_info()[1] for s in new] == [221]  # all that is told by others than itself
     drawn = generator.sample("KBr", 4, strategy="diffusion", distinct=False, **QUIET)
     assert same(drawn[2], found[2]) and same(drawn[3], found[3])  # whatever came before them
@@ -374,7 +375,7 @@ def test_duplicates_are_left_out_and_counted(make, monkeypatch):
 def test_a_lattice_and_sites_stay(make, solver):
     cell = Lattice.orthorhombic(4.0, 5.0, 6.0)
     generator = make(atlas=salts(), solver=solver)
-    (found,) = generator.sample("NaCl", 1, lattice=cell, **QUIET)
+    (found,) = generator.sample("NaCl", np.int64(1), lattice=cell.matrix.tolist(), **QUIET)
     assert np.allclose(found.lattice.parameters, cell.parameters, atol=1e-5)
     frame = Structure(cell, ["Cl", "Na"], [[0.1, 0.2, 0.3], [0.6, 0.7, 0.8]])
     (found,) = generator.sample("Na2ClF", 1, fixed=frame, **QUIET)
@@ -385,11 +386,11 @@ def test_a_lattice_and_sites_stay(make, solver):
     assert "2 sites" in found.properties["fixed"]
 
 
-@pytest.mark.parametrize("number", [225, 221])
-def test_a_space_group_stays(make, number):
+@pytest.mark.parametrize(("number", "symbol"), [(225, "Fm-3m"), (221, 221)])
+def test_a_space_group_stays(make, number, symbol):
     generator = make(atlas=salts())
     for strategy in ("diffusion", "hybrid"):
-        found = generator.sample("KBr", 1, space_group=number, strategy=strategy, **QUIET)
+        found = generator.sample("KBr", 1, space_group=symbol, strategy=strategy, **QUIET)
         assert [s.get_space_group_info(symprec=1e-3)[1] for s in found] == [number]
 
 

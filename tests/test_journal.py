@@ -31,6 +31,21 @@ def test_other_settings_are_refused_by_name(tmp_path, other):
         Journal(tmp_path, "rows.jsonl").open(other)
 
 
+def test_a_file_is_no_folder_of_results(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/deeper"):
+        with pytest.raises(InputError, match="is a file or lies in one"):
+            Journal(tmp_path / place, "rows.jsonl").open({})
+
+
+@pytest.mark.parametrize("content", ["[1]", "no JSON"])
+def test_the_settings_of_others_are_refused_and_kept(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(InputError, match=r"settings\.json holds no settings"):
+        Journal(tmp_path, "rows.jsonl").open({"seed": 1})
+    assert (tmp_path / "settings.json").read_text() == content
+
+
 def test_json_is_whole_or_absent(tmp_path):
     write_json(tmp_path / "a.json", {"x": 1})
     with pytest.raises(TypeError):

@@ -27,6 +27,17 @@ def test_atoms_that_have_answered_feel_no_force(tiny_potential) -> None:
     assert moved < 0.05 * held
 
 
+def test_the_callers_model_stays_as_it_is(tiny_potential) -> None:
+    model, x = tiny_potential(), to_batch([bulk("NaCl", "rocksalt", a=4.4)])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    responses(model, x)
+    assert all(
+        torch.equal(value, before[name]) and value.dtype == before[name].dtype
+        for name, value in model.state_dict().items()
+    )
+    assert torch.float32 in {value.dtype for value in before.values()}
+
+
 def test_real_crystals_come_with_their_answers(shared_data: Path, tiny_potential) -> None:
     pytest.importorskip("pyarrow")
     data = moduli_data(shared_data, tiny_potential(), "val", 2, progress=False)

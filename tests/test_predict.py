@@ -121,6 +121,30 @@ def test_single_precision_agrees_and_units_are_per_cell(double, tiny_model):
     assert set(Predictor(double)(x, forces=False)) == {"energy", "energy_per_atom"}
 
 
+@pytest.mark.parametrize("forces", [True, False])
+def test_no_crystals_give_empty_results_under_the_same_names(double, tiny_potential, forces):
+    for model in (double, tiny_potential()):
+        some, none = (Predictor(model)(x, forces) for x in (crystals(), crystals()[[]]))
+        assert some.keys() == none.keys()
+        for key, value in some.items():
+            assert none[key].shape == (0, *value.shape[1:]) and none[key].dtype == value.dtype
+
+
+def test_totals_of_many_atoms_are_as_good_as_their_parts(tiny_potential):
+    """Summed in float32, a thousand atoms are off by some 20 meV."""
+    n = 7
+    corner = torch.stack(torch.meshgrid(*[torch.arange(n) / n] * 3, indexing="ij"), -1).view(-1, 3)
+    x = CrystalBatch(torch.full((n**3,), 29), corner, 2.6 * n * torch.eye(3)[None], torch.tensor([n**3]))
+    x = CrystalBatch.cat([x, crystals(torch.float32)])
+    for forces in (True, False):
+        for max_pairs in (None, 1):
+            out = Predictor(tiny_potential(), max_pairs)(x, forces)
+            sums = torch.zeros(len(x), dtype=torch.float64).index_add(0, x.index, out["energies"].double())
+            torch.testing.assert_close(out["energy"], sums, rtol=1e-14, atol=1e-12)
+            torch.testing.assert_close(out["energy_per_atom"], sums / x.num_atoms, rtol=1e-14, atol=1e-12)
+            assert out["energies"].dtype == torch.float32
+
+
 def test_packing_covers_everything_once_within_budget():
     counts = torch.tensor([3, 20, 1, 7, 7, 2, 50])
     groups = pack(counts, 200)

@@ -87,6 +87,26 @@ def test_a_handful_of_labels(method: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["regression", "diffusion"])
+@pytest.mark.parametrize(("count", "watched"), [(4, 0), (12, 1), (24, 2)])
+def test_few_labels_leave_doubt(method: str, count: int, watched: int) -> None:
+    """One validation crystal, on which training stops where it fits, would tell of no error at all."""
+    x, y = stretched(count)
+    with pytest.warns(UserWarning, match=f'error bars of {watched} validation crystals.*method="ridge"'):
+        model = PropertyPredictor(ENCODER, method, epochs=3, freeze=True).fit(x, y)  # type: ignore[arg-type]
+    value, std, q = model.predict(stretched(9, seed=1)[0], True, (0.05, 0.5, 0.95))
+    assert (std > 0.5 * y.std()).all() and (np.diff(q) > 0.5 * y.std()).all()
+    np.testing.assert_allclose(q[:, 1], value, atol=0.05 * y.std())
+
+
+def test_a_posterior_is_not_judged_on_a_handful() -> None:
+    x, y = stretched(20)
+    alone = PropertyPredictor(ENCODER, "ridge").fit(x, y)
+    judged = PropertyPredictor(ENCODER, "ridge").fit(x, y, validation=stretched(2, seed=1))
+    for first, second in zip(alone.predict(x, True), judged.predict(x, True), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
 @pytest.mark.parametrize("method", ["regression", "diffusion", "ridge"])
 def test_values_end_where_many_crystals_do(method: str, tmp_path: Path) -> None:
     """Gaps of metals are 0: nothing that is answered lies below, and intervals hold the crystals there."""
@@ -121,6 +141,14 @@ def test_classes(method: str) -> None:
     assert (model.classes_[chance.argmax(1)] == model.predict(x)).all()
     with pytest.raises(UnsupportedError, match="predict_proba"):
         model.predict(x, return_std=True)
+
+
+def test_numbers_in_a_column_of_objects_are_no_classes() -> None:
+    x, y = stretched(12)
+    plain = PropertyPredictor(ENCODER, "ridge").fit(x, y).predict(x)
+    for given in (y.astype(object), [str(value) for value in y]):
+        np.testing.assert_array_equal(PropertyPredictor(ENCODER, "ridge").fit(x, given).predict(x), plain)
+    assert PropertyPredictor(ENCODER, "ridge", classification=True).fit(x, y > 3.9).classes_.size == 2
 
 
 def test_a_frozen_encoder_stays_as_it_was_and_a_free_one_does_not() -> None:
@@ -184,6 +212,12 @@ def test_what_cannot_be_learned_is_refused() -> None:
         model.fit(x, y[:5])
     with pytest.raises(InputError, match="not finite at 1 places, first at 3"):
         model.fit(x, np.where(np.arange(12) == 3, np.nan, y))
+    with pytest.raises(InputError, match="not finite at 1 places, first at 0"):
+        model.fit(x, [None, *y[1:]])
+    with pytest.raises(InputError, match="11 numbers and text: 'unknown' in row 11"):
+        model.fit(x, [*y[1:], "unknown"])
+    with pytest.raises(InputError, match="y of validation is not finite"):
+        model.fit(x, y, validation=(x[:2], [None, 1.0]))
     with pytest.raises(InputError, match="nothing to learn"):
         model.fit(x, np.ones(12))
     with pytest.raises(InputError, match="nothing to learn"):

@@ -9,11 +9,14 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.mixing import SumCalculator
-from ase.constraints import FixAtoms, FixBondLength, FixCartesian
-from pymatgen.core import Lattice, Structure
+from ase.constraints import FixAtoms, FixBondLength, FixCartesian, FixSymmetry
+from ase.spacegroup import crystal
+from pymatgen.core import Composition, IStructure, Lattice, Molecule, Structure
+from pymatgen.core.surface import SlabGenerator
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from crystalml.calculators.ase import DaoCalculator
+from crystalml.convert import to_batch
 from crystalml.errors import DisorderedStructureError, InputError, UnsupportedError
 from crystalml.predict import Predictor
 from crystalml.relax import as_engine, one_by_one, reduced, relax, spacegroup
@@ -133,6 +136,30 @@ def test_what_a_structure_carries_comes_back(potential, salt):
     assert final.site_properties["magmom"] == [0.5, 0.0] and final.properties == {"id": "mp-1"}
 
 
+def test_a_structure_of_any_class_comes_back_whole(potential, salt):
+    salt.add_site_property("magmom", [0.5, 0.0])
+    labels, about = ["Na1", "Cl7"], {"id": "mp-1"}
+    parts = (salt.lattice, ["Na", "D"], salt.frac_coords)
+    given = [
+        Structure(*parts, charge=1, labels=labels, properties=about),
+        IStructure(*parts, charge=-1, labels=labels, properties=about, site_properties=salt.site_properties),
+        SlabGenerator(salt, (1, 0, 0), 4, 9, primitive=False).get_slab(),
+    ]
+    given[2].add_oxidation_state_by_element({"Na": 1, "Cl": -1})
+    given[2].properties["id"] = "mp-1"
+    results = relax(given, potential, max_steps=2, progress=False)
+    for item, result in zip(given, results, strict=True):
+        final = result["final_structure"]
+        assert type(final) is type(item) and not result["error"] and result["n_steps"] == 2
+        assert not np.allclose(final.frac_coords, item.frac_coords)
+        assert final._charge == item._charge and final.labels == item.labels and final.properties == about
+        assert final.species == item.species
+        assert final.site_properties == item.site_properties
+    assert results[0]["final_structure"]._charge == 1
+    assert results[2]["final_structure"].miller_index == (1, 0, 0)
+    assert relax(given[1], potential, max_steps=2)[0]["energy"] == pytest.approx(results[1]["energy"])
+
+
 def test_energies_and_forces_are_those_of_the_final_structure(potential, salt):
     result = relax(salt, potential, fmax=0.01, trajectory=True)[0]
     atoms = AseAtomsAdaptor.get_atoms(result["final_structure"], msonable=False)
@@ -191,6 +218,19 @@ def test_constraints_are_kept_or_refused(potential, salt):
         relax(atoms, potential)
 
 
+@pytest.mark.parametrize("fixed", [0, False, np.False_])
+def test_selective_dynamics_hold_under_any_calculator_and_as_any_number(copper, fixed):
+    four = copper.make_supercell([2, 2, 1], in_place=False)
+    four.translate_sites([0], [0.02, 0.01, 0])
+    four.add_site_property(
+        "selective_dynamics", [[fixed] * 3, [not fixed, fixed, not fixed], *[[True] * 3] * 2]
+    )
+    end = relax(four, EMT(), cell=False, max_steps=3)[0]["final_structure"]
+    moved = end.cart_coords - four.cart_coords
+    assert np.abs(moved[0]).max() < 1e-9 and abs(moved[1, 1]) < 1e-9 < 1e-4 < abs(moved[1, 0])
+    assert end.site_properties == four.site_properties
+
+
 def test_bad_structures_are_noted_and_the_others_relaxed(potential, salt):
     mixed = Structure(salt.lattice, [{"Na": 0.5, "K": 0.5}, "Cl"], salt.frac_coords)
     flat = Atoms("Cu", cell=[[3, 0, 0], [3, 0, 0], [0, 0, 3]], pbc=True)
@@ -236,6 +276,29 @@ def test_an_energy_of_the_cell_starts_from_short_axes(tiny_model, salt):
         relax(slab, calculator)
 
 
+def test_short_axes_cost_nothing_that_was_carried(tiny_model, salt):
+    calculator = DaoCalculator(tiny_model(torch.float64), dtype="float64", device="cpu")
+    salt.make_supercell([[1, 0, 0], [0, 1, 0], [3, 0, 1]], to_unit_cell=True)
+    atoms = AseAtomsAdaptor.get_atoms(salt, msonable=False)
+    atoms.info["name"] = "mine"
+    atoms.set_tags([4, 5])
+    atoms.set_array("custom", np.arange(6).reshape(2, 3))
+    atoms.set_constraint(FixCartesian([1], mask=(True, False, False)))
+    salt.properties["id"], salt._charge = "mp-1", 1
+    structure, end = (
+        result["final_structure"]
+        for result in relax([salt, atoms], calculator, cell=False, max_steps=2, progress=False)
+    )
+    assert max(structure.lattice.abc) < 5 and max(end.cell.lengths()) < 5
+    assert structure.properties == {"id": "mp-1"} and structure._charge == 1
+    assert end.info == {"name": "mine"} and end.get_tags().tolist() == [4, 5] and len(end.constraints) == 1
+    assert end.arrays["custom"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert end.positions[1, 0] == pytest.approx(atoms.positions[1, 0], abs=1e-9)
+    atoms.set_constraint(FixSymmetry(atoms))  # of the axes that were given
+    with pytest.raises(UnsupportedError, match="FixSymmetry"):
+        relax(atoms, calculator)
+
+
 def test_a_potential_and_other_calculators_keep_the_axes_given(potential, copper):
     skewed = copper.copy()
     skewed.make_supercell([[1, 0, 0], [0, 1, 0], [3, 0, 1]], to_unit_cell=True)
@@ -262,6 +325,36 @@ def test_no_structures_and_bad_settings(copper):
     for wrong in ({"optimizer": "LBFGX"}, {"fmax": 0.0}, {"fmax": -1.0}, {"max_steps": -1}):
         with pytest.raises(InputError):
             relax(copper, EMT(), **wrong)
+
+
+@pytest.mark.parametrize("engine", [EMT(), None])
+def test_what_is_no_structure_is_refused_before_the_work(copper, engine):
+    water = Molecule(["O", "H"], [[0, 0, 0], [0, 0, 1]])
+    for wrong, message in (
+        ("NaCl", "formula"),
+        (None, "NoneType"),
+        (5, "int"),
+        (Composition("NaCl"), "structure 0 is a Element"),
+        (water, "structure 0 is a Molecule.*Atoms"),
+        (to_batch(copper), "structure 0 is a CrystalBatch.*to_structures"),
+        ([copper, [copper]], "structure 1 is a list"),
+        ([copper, None], "structure 1 is a NoneType"),
+    ):
+        with pytest.raises(InputError, match=message):
+            relax(wrong, engine, progress=False)
+    with pytest.raises(InputError, match="made by calling"):
+        relax(copper, EMT)
+
+
+def test_partial_occupancy_is_refused_by_any_calculator(potential):
+    cell = {"spacegroup": 225, "cellpar": [3.7] * 3 + [90] * 3, "occupancies": [0.7]}
+    holes = crystal(["Cu"], [(0, 0, 0)], **cell)
+    for engine in (EMT(), potential):
+        with pytest.raises(DisorderedStructureError, match=r"0\.7"):
+            relax(holes, engine)
+    holes.calc = DaoCalculator(potential.model, dtype="float64", device="cpu")
+    with pytest.raises(DisorderedStructureError, match=r"0\.7"):
+        holes.get_potential_energy()
 
 
 def test_space_group_of_anything():

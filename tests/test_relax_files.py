@@ -165,6 +165,74 @@ def test_equal_names_do_not_overwrite_each_other(model, tmp_path):
     np.testing.assert_allclose(volumes, [salt(a).volume for a in (4.0, 4.2)], rtol=1e-4)
 
 
+def test_results_never_replace_inputs(inputs, model, tmp_path):
+    before = {path: path.read_bytes() for path in inputs.iterdir()}
+    (tmp_path / "link").symlink_to(inputs)
+    for source in (inputs, inputs / "a.cif", str(inputs / "*.cif")):
+        for out in (inputs, tmp_path / "link", inputs / ".." / "in"):
+            with pytest.raises(InputError, match=r"where the input .*in/a.cif is"):
+                relax_folder(source, out, model, TWO, progress=False)
+    for out in (inputs / "a.cif", tmp_path / "link" / "a.cif"):
+        with pytest.raises(InputError, match="where the input"):
+            relax_files(inputs, model, TWO, out=out, progress=False)
+    assert {path: path.read_bytes() for path in inputs.iterdir()} == before
+
+
+def test_files_of_others_in_the_folder_are_kept(inputs, model, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("a.cif", "a_2.cif", "b.cif"):
+        (out / name).write_text("mine")
+    report = relax_folder(inputs, out, model, TWO, progress=False)
+    assert [row.get("structure") for row in report.rows] == ["a_3.cif", None, "m@0.cif", "m@1.cif", "z.cif"]
+    salt(4.4).to(str(inputs / "a.cif"))
+    salt(4.2).to(str(inputs / "b.cif"))
+    again = relax_folder(inputs, out, model, TWO, progress=False)
+    assert [row["structure"] for row in again.rows[:2]] == ["a_3.cif", "b_2.cif"]  # own ones are replaced
+    assert {(out / name).read_text() for name in ("a.cif", "a_2.cif", "b.cif")} == {"mine"}
+
+
+@pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
+def test_tables_of_others_are_kept(inputs, model, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine\n")
+    with pytest.raises(InputError, match=f"{name} is not of a relaxation"):
+        relax_folder(inputs, out, model, TWO, progress=False)
+    assert names(out) == [name] and (out / name).read_text() == "mine\n"
+
+
+def test_a_crystal_that_fails_for_a_while_keeps_its_file(inputs, model, tmp_path):
+    out, good = tmp_path / "out", (inputs / "a.cif").read_text()
+    for text in (good, "no crystal", good.replace("4.0", "4.1")):
+        (inputs / "a.cif").write_text(text)
+        report = relax_folder(inputs / "a.cif", out, model, TWO, progress=False)
+    assert report.rows[0]["structure"] == "a.cif" and names(out)[0] == "a.cif" and len(names(out)) == 4
+
+
+def test_the_folder_itself_is_read_as_its_crystals(inputs, model, tmp_path):
+    relax_folder(inputs, tmp_path / "out", model, TWO, progress=False)
+    with pytest.warns(
+        UserWarning, match="3 files of other kinds ignored: results.csv, results.jsonl, settings"
+    ):
+        report = relax_folder(tmp_path / "out", tmp_path / "more", model, TWO, progress=False)
+    assert not report.failures and len(report.rows) == 4
+
+
+def test_what_the_file_cannot_hold_is_reported_before_it_is_relaxed(inputs, model, tmp_path):
+    write(inputs / "slab.extxyz", fcc111("Al", (1, 1, 3), vacuum=6.0))
+    heard = {}
+    report = relax_files(
+        inputs, model, TWO, out=tmp_path / "all.cif", on_done=lambda *a: heard.update([a]), progress=False
+    )
+    reasons = {name.rsplit("/")[-1]: reason for name, reason in report.failures}
+    assert len(report.results) == 4 and set(reasons) == {"b.cif", "slab.extxyz"}
+    assert "only .extxyz can hold" in reasons["slab.extxyz"]
+    assert heard[str(inputs / "slab.extxyz")]["n_steps"] == 0
+    whole = relax_files(inputs, model, TWO, out=tmp_path / "all.extxyz", progress=False)
+    assert len(whole.results) == 5
+
+
 def test_other_settings_or_weights_need_another_folder(inputs, model, tmp_path):
     out = tmp_path / "out"
     relax_folder(inputs, out, model, TWO, progress=False)

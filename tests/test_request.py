@@ -1,11 +1,13 @@
 """Formulas and systems become cells: as written, by statistics, or all that known prototypes have."""
 
+import numpy as np
 import pytest
+from pymatgen.core import Lattice, Molecule
 
 from crystalml.composition import parse_composition
 from crystalml.errors import InputError, TooManyAtomsError
 from crystalml.prototypes import PrototypeAtlas
-from crystalml.request import FormulaUnitsLike, Reader, likely_formulas, portions, system_elements
+from crystalml.request import Fixed, FormulaUnitsLike, Reader, likely_formulas, portions, system_elements
 
 
 def reader(
@@ -53,6 +55,41 @@ def test_limits() -> None:
         reader(units=2, low=5).groups("NaCl", 0, 1)
     with pytest.raises(TooManyAtomsError, match="max_atoms=5"):
         reader(high=4).groups("CaTiO3", 0, 1)
+
+
+@pytest.mark.parametrize("units", [2, np.int64(2), np.array(2)])
+def test_whole_numbers_of_any_kind_are_formula_units(units: FormulaUnitsLike) -> None:
+    (group,) = reader(units=units).groups("NaCl", 0, 1)
+    assert group.drawn.z == 2 and group.drawn.atoms == 4
+
+
+@pytest.mark.parametrize("units", [0, -1, 1.0, True, "2", None, float("nan"), range(0), range(3)])
+def test_what_is_no_number_of_formula_units(units: FormulaUnitsLike) -> None:
+    with pytest.raises(InputError, match="formula_units"):
+        reader(units=units).groups("NaCl", 0, 1)
+
+
+@pytest.mark.parametrize("group", [225, np.int64(225), "Fm-3m", " Fm-3m "])
+def test_space_groups_go_by_number_or_symbol(group: int | str) -> None:
+    assert Fixed.of(group, None, None).space_group == 225
+
+
+@pytest.mark.parametrize("group", ["225", "Fm-3x", "", 225.5, 225.0, 0, 231, -1, True, [225], float("nan")])
+def test_what_is_no_space_group(group: int | str) -> None:
+    with pytest.raises(InputError, match=r"space.group"):
+        Fixed.of(group, None, None)
+
+
+def test_lattices_may_be_matrices() -> None:
+    cell = Lattice.orthorhombic(3, 4, 5)
+    for given in (cell, cell.matrix, cell.matrix.tolist()):
+        assert Fixed.of(None, given, None).lattice == cell
+    for wrong in (4.0, "cubic", [[4, 0, 0]], [[4, 0], [0, 4], [1, 1, 1]]):
+        with pytest.raises(InputError, match="3 x 3"):
+            Fixed.of(None, wrong, None)  # type: ignore[arg-type]
+    for odd in ("POSCAR", Molecule(["O"], [[0, 0, 0]]), cell):
+        with pytest.raises(InputError, match="fixed must be a pymatgen Structure"):
+            Fixed.of(None, None, odd)
 
 
 def test_likely_formulas_are_those_of_chemistry() -> None:

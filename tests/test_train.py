@@ -11,11 +11,15 @@ import torch
 
 from crystalml.datasets.packed import PackedDataset
 from crystalml.errors import InputError
+from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel
+from crystalml.objectives.potential import Potential
 from crystalml.testing import rand_crystals
 from crystalml.train import RECIPES, TrainConfig, train
 from crystalml.training.checkpoint import load_model_file, read_tensors
 from crystalml.training.fit import FitConfig
+
+NAN = float("nan")
 
 
 def _data(seed: int, count: int) -> PackedDataset:
@@ -97,6 +101,57 @@ def test_moduli_are_learned_beside_frames(tmp_path: Path) -> None:
     config = TrainConfig("dao-p", tmp_path, "tiny", FitConfig(steps=2), moduli=moduli, compile=False)
     *_, last = train(config, frames)
     assert last.losses["moduli"] > 0
+
+
+def _partly_labelled(seed: int, count: int) -> PackedDataset:
+    """Half of the crystals have forces and stresses, other ones no energy, the first nothing at all."""
+    data, g = _data(seed, count), torch.Generator().manual_seed(seed)
+    forces, stress = torch.randn(data.frac.shape, generator=g), torch.randn(count, 3, 3, generator=g)
+    known = torch.arange(count) >= count // 2
+    stress[~known], forces[~known.repeat_interleave(data.num_atoms.long())] = NAN, NAN
+    energy = torch.where((torch.arange(count) % 3 == 1), data.labels["energy"], NAN)
+    return replace(data, labels={"energy": energy, "stress": stress}, site_labels={"forces": forces})
+
+
+def test_every_line_of_the_log_stands_under_its_names(tmp_path: Path) -> None:
+    """Batches with and without forces report other losses, and a resumed run may know more than its log."""
+    (tmp_path / "log.csv").write_text("step,val_loss\n1,7.5\n")
+    config = TrainConfig(
+        "dao-p", tmp_path, "tiny", FitConfig(steps=16), pairs=200, max_crystals=2, validations=16
+    )
+    data = _partly_labelled(0, 16)
+    logs = [log for log in train(config, data, data) if log.milestone]
+    header, *lines = csv.reader((tmp_path / "log.csv").open())
+    assert all(len(line) == len(header) for line in lines) and len(lines) == len(logs) + 1
+    assert header[:2] == ["step", "val_loss"] and lines[0] == ["1", "7.5", *[""] * (len(header) - 2)]
+    for line, log in zip(lines[1:], logs, strict=True):
+        row = dict(zip(header, line, strict=True))
+        for name, value in (log.losses | {f"val_{k}": v for k, v in log.validation.items()}).items():
+            assert float(row[name]) == pytest.approx(value, abs=1e-6)
+        assert all((row[name] == "") == (name not in log.losses) for name in ("energy", "forces", "stress"))
+    assert len({tuple(log.losses) for log in logs}) > 1
+
+
+def test_validation_errors_are_means_over_what_is_labelled(tmp_path: Path) -> None:
+    """As if all crystals had been in one batch, however unevenly labels fall on batches."""
+    val = _partly_labelled(1, 21)
+    config = TrainConfig("dao-p", tmp_path, "tiny", FitConfig(steps=1), pairs=40, compile=False)
+    *_, last = train(config, _partly_labelled(0, 8), val)
+    model = last.run.model.eval()
+    with last.run.ema.applied(model), torch.no_grad():
+        whole = Potential(EnergyScale())(model, val[slice(None)])
+    for name in ("energy", "forces", "stress"):
+        assert last.validation[name] == pytest.approx(float(whole[name]), rel=1e-4)
+
+
+def test_crystals_without_labels_are_passed_over_and_sets_without_any_refused(tmp_path: Path) -> None:
+    config = TrainConfig("dao-p", tmp_path / "a", "tiny", FitConfig(steps=16), max_crystals=1, compile=False)
+    assert len(list(train(config, _partly_labelled(0, 8)))) == 16
+    labelled, bare = _data(0, 4), replace(_data(0, 4), labels={"energy": torch.full((4,), NAN)})
+    for sets, what in (((bare,), "training"), ((labelled, bare), "validation")):
+        with pytest.raises(InputError, match=rf"no {what} crystal.*'energy', 'forces' or 'stress'.*pack"):
+            next(train(replace(config, out=tmp_path / "b"), *sets))
+    assert not (tmp_path / "b").exists()
 
 
 WORKER = """

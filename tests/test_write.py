@@ -147,6 +147,16 @@ def test_unknown_endings_are_refused_before_any_work(name, salts):
         write_structures(salts, name)
 
 
+def test_places_where_there_can_be_no_file_are_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.cif").mkdir()
+    with pytest.raises(InputError, match=r"file is a file, not a folder"):
+        check_format(tmp_path / "file" / "deep" / "out.cif")
+    with pytest.raises(InputError, match=r"folder\.cif is a folder"):
+        check_format(tmp_path / "folder.cif")
+    assert check_format(tmp_path / "not" / "there" / "out.cif") == ".cif"
+
+
 def test_disordered_structures_are_refused(tmp_path):
     alloy = Structure(Lattice.cubic(3), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]])
     with pytest.raises(InputError, match="disordered"):

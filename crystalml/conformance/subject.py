@@ -85,8 +85,7 @@ class Subject:
         seed: int = 0,
     ) -> None:
         self.fresh = factory
-        with quiet():
-            self.calc = factory()
+        self.calc = _made(factory)
         self.seed, self.pairs, self.all_pairs = seed, pairs, all_pairs
         self._dtype = dtype
         self._known: dict[str, bool] = {}
@@ -191,6 +190,23 @@ class Subject:
     def dimer(self, distance: float, pair: Pair | None = None) -> Atoms:
         """Two atoms, in a box if need be."""
         return self.cases.dimer(distance, pair, self.box)
+
+
+def _made(factory: Callable[[], Any]) -> Any:
+    """The calculator, or an InputError that says why there is none: no check can run without."""
+    name = getattr(factory, "__name__", "the target")
+    try:
+        with quiet():
+            made = factory()
+    except CrystalMLError:
+        raise
+    except Exception as error:  # other people's code raises anything
+        raise InputError(f"{name} made no calculator: {describe(error)}") from error
+    if not hasattr(made, "get_potential_energy"):
+        raise InputError(
+            f"{name} gave {made!r:.80}, which is no ASE calculator: it has no get_potential_energy"
+        )
+    return made
 
 
 def number(value: Any) -> float:

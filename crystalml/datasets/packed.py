@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from crystalml.crystal import CrystalBatch
+from crystalml.crystal import CrystalBatch, chosen
 from crystalml.errors import FileReadError, InputError
 
 _CORE = ("numbers", "frac", "lattice", "num_atoms")
@@ -139,8 +140,15 @@ class PackedDataset:
 
     def _rows(self, ids: Tensor | Sequence[int] | slice) -> CrystalBatch:
         """Chosen crystals as they are stored."""
+        whole, places, offsets = self._whole
+        return whole.take(chosen(places, ids), offsets)
+
+    @cached_property
+    def _whole(self) -> tuple[CrystalBatch, Tensor, Tensor]:
+        """All crystals, (b,) their places and offsets: made once, as batches are small and the set is not."""
         counts = self.num_atoms.long()
-        return CrystalBatch(self.numbers, self.frac, self.lattice, counts, self.labels, self.site_labels)[ids]
+        x = CrystalBatch(self.numbers, self.frac, self.lattice, counts, self.labels, self.site_labels)
+        return x, torch.arange(len(x), device=counts.device), x.offsets
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,8 @@ class SizeBatches:
 
     def epoch(self, epoch: int, together: int = 1) -> list[Tensor]:
         """The batches of an epoch. Every `together` in a row are of one kind, for as many processes, which
-        then need not wait for each other; what is left over of a kind waits for the next epoch.
+        then need not wait for each other; what is left over of a kind waits for the next epoch. A kind of
+        fewer batches than that would wait for ever: they are repeated.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.num_atoms), generator=generator)
@@ -175,6 +184,8 @@ class SizeBatches:
             parts = [part[kinds[part] == kind] for part in order.split(self.window)]
             batches = [b for part in parts if len(part) for b in self._cut(part)]
             batches = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+            if len(batches) < together:
+                batches = [batches[i % len(batches)] for i in range(together)]
             rows += [batches[i : i + together] for i in range(0, len(batches) - together + 1, together)]
         return [b for i in torch.randperm(len(rows), generator=generator) for b in rows[i]]
 

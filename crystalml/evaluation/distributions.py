@@ -149,7 +149,10 @@ def _distance(
     seed: int,
     note: str,
 ) -> Metric:
-    """The distance of the rows that are finite, with partners renumbered accordingly."""
+    """The distance of the rows that are finite, with partners renumbered accordingly.
+
+    Reference crystals all of whose samples drop out stay, and are redrawn as such.
+    """
     good, good_reference = (np.isfinite(rows.reshape(len(rows), -1)).all(axis=1) for rows in (mine, theirs))
     matched = None
     if partners is not None:

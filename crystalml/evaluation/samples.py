@@ -58,7 +58,7 @@ def digest(structure: Structure) -> str:
 
 
 def read_crystals(source: Source, reference: Crystals | None = None) -> Crystals:
-    """Crystals of files (CIF, extxyz, POSCAR, JSON, .jsonl, .cif.zip), folders, globs, Parquet, or in memory.
+    """Crystals of files (of the kinds of `read_structures`), folders, globs, Parquet, or in memory.
 
     A Parquet file has CrysDB's columns (`numbers`, `frac_coords`, `lattice`); "file.parquet#train" takes the
     rows whose `split` is train. A .jsonl of `crystalml benchmark csp` holds no elements: they are those of

@@ -1,26 +1,29 @@
-"""Crystals from files and tables, and the table of their features: the work behind `crystalml featurize`."""
+"""Crystals from files and tables, and the table of their features: the work behind `crystalml featurize`, and
+how `crystalml predict` reads.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from crystalml.convert import read_structures, to_batch
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.crysdb import read_parquet
-from crystalml.device import pick_device
-from crystalml.elements import symbol
+from crystalml.elements import atomic_number, symbol
 from crystalml.errors import CrystalMLError
 from crystalml.featurizers.learned import DaoFeaturizer, FourierFrameNetFeaturizer
 from crystalml.models.fourierframenet import FourierFrameNetConfig
-from crystalml.weights.registry import load_model
+from crystalml.models.model import CrystalModel
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pymatgen.core import Structure
 
 
 @dataclass(frozen=True)
@@ -32,33 +35,45 @@ class Found:
     failures: list[tuple[str, str]]
 
 
-def read(paths: Sequence[str], n: int | None = None, seed: int = 0) -> Found:
+def read(
+    paths: Sequence[str], n: int | None = None, seed: int = 0, known: Collection[int] | None = None
+) -> Found:
     """Crystals of structure files, and of *.parquet tables with numbers, frac_coords and lattice.
 
-    n: so many of them at random, in their order. What cannot be read is listed in failures.
+    n: so many of them at random, in their order. known: the atomic numbers allowed (all). What cannot be read
+    is listed in failures, and so is what is no ordered crystal of known elements.
     """
     names: list[str] = []
     crystals: list[CrystalBatch] = []
     failures: list[tuple[str, str]] = []
     for path in paths:
-        if path.endswith(".parquet"):
-            from crystalml.datasets.arrays import pack
-
-            table = read_parquet(path)
-            keep = _draw(len(table), n, seed)
-            names += [table.ids[k] for k in keep]
-            crystals += pack(table[keep], labels=())[:].split()
-            continue
-        found = read_structures(path, on_error="skip")
-        failures += [(name, str(error)) for name, error in found.failures]
-        for name, structure in found.structures:
+        for name, item in _items(path, n, seed, failures):
             try:
-                crystals.append(to_batch(structure))
+                crystals.append(to_batch(item, dtype=torch.float64, known=known))
                 names.append(name)
             except CrystalMLError as error:
-                failures.append((name, str(error)))
+                failures.append((name, str(error).removeprefix("structure 0: ")))
     keep = _draw(len(names), n, seed)
     return Found([names[k] for k in keep], [crystals[k] for k in keep], failures)
+
+
+def _items(
+    path: str, n: int | None, seed: int, failures: list[tuple[str, str]]
+) -> Iterable[tuple[str, CrystalBatch | Structure]]:
+    if path.endswith(".parquet"):
+        from crystalml.datasets.arrays import pack
+
+        rows = read_parquet(path)
+        keep = _draw(len(rows), n, seed)
+        return zip([rows.ids[k] for k in keep], pack(rows[keep], labels=())[:].split(), strict=True)
+    found = read_structures(path, on_error="skip")
+    failures += [(name, str(error).removeprefix(f"{name}: ")) for name, error in found.failures]
+    return found.structures
+
+
+def elements(model: CrystalModel) -> set[int] | None:
+    """The atomic numbers that the model knows, None for all."""
+    return {atomic_number(name) for name in model.card.get("elements") or ()} or None
 
 
 def _draw(count: int, n: int | None, seed: int) -> np.ndarray:
@@ -69,7 +84,7 @@ def _draw(count: int, n: int | None, seed: int) -> np.ndarray:
 
 def table(
     found: Found,
-    model: str,
+    model: CrystalModel,
     sites: bool = False,
     primitive: bool = True,
     device: str | None = None,
@@ -78,13 +93,11 @@ def table(
     """Columns file, formula (with sites also site and element) and one for each feature."""
     import pandas as pd
 
-    place = pick_device(device)
-    network = load_model(model, place)
-    ours = isinstance(network.config.encoder, FourierFrameNetConfig)
+    ours = isinstance(model.config.encoder, FourierFrameNetConfig)
     kind: type[FourierFrameNetFeaturizer | DaoFeaturizer]
     kind = FourierFrameNetFeaturizer if ours else DaoFeaturizer
     featurizer = kind(
-        network,
+        model,
         per="site" if sites else "structure",
         primitive=primitive,
         device=device,

@@ -80,7 +80,8 @@ def measure(
     """A distance with its bootstrap interval and its floor.
 
     Both samples are redrawn, independently. partners: (n,) the row of the reference that each value was made
-    for, if they were: then they are redrawn together, as draws apart would add a distance that is not there.
+    for, if they were: then rows of the reference are redrawn, each with all its values (none, one or many
+    shots), as draws apart would add a distance that is not there, and take shots for so many answers.
     """
     floor = None
     if len(reference) >= 4:
@@ -91,12 +92,17 @@ def measure(
     if partners is None:
         interval = bootstrap(distance, values, reference, seed=seed, draws=draws, least=0.0)
     else:
-        made_for = reference[partners]
+        order, shots = np.argsort(partners, kind="stable"), np.bincount(partners, minlength=len(reference))
+        start = shots.cumsum() - shots
 
         def paired(rows: NDArray[np.int64]) -> float:
-            return distance(values[rows], made_for[rows])
+            amount = shots[rows]
+            places = np.repeat(start[rows] - (amount.cumsum() - amount), amount) + np.arange(amount.sum())
+            if len(places) < min(2, len(values)):  # rows without values: nothing to measure
+                return float("nan")
+            return distance(values[order[places]], reference[rows])
 
-        interval = bootstrap(paired, np.arange(len(values)), seed=seed, draws=draws, least=0.0)
+        interval = bootstrap(paired, np.arange(len(reference)), seed=seed, draws=draws, least=0.0)
     return Distance(value, interval, floor, len(values), len(reference))
 
 

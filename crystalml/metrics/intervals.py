@@ -52,7 +52,8 @@ def bootstrap(
     The rows of each sample are drawn with replacement, independently. Distances between distributions are
     biased upwards, and bootstrap draws once more by about as much; the basic interval reflects them at the
     estimate, which takes the bias out (Efron and Tibshirani 1993, chapter 13). least: what the statistic
-    cannot be below, 0 for distances. (nan, nan) where the statistic is not finite.
+    cannot be below, 0 for distances. (nan, nan) where the statistic is not finite; draws where it is not
+    are left out.
     """
     value = statistic(*samples)
     if not np.isfinite(value):
@@ -62,5 +63,8 @@ def bootstrap(
         statistic(*(sample[generator.integers(len(sample), size=len(sample))] for sample in samples))
         for _ in range(draws)
     ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    finite = np.asarray(drawn)[np.isfinite(drawn)]
+    if not len(finite):
+        return float("nan"), float("nan")
+    low, high = np.quantile(finite, [0.025, 0.975])
     return max(least, float(2 * value - high)), max(least, float(2 * value - low))

@@ -54,13 +54,16 @@ class Potential:
     ) -> dict[str, Tensor]:
         """{"loss", "energy", "forces", "stress"}: scalars; the last three mean absolute errors of entries,
         of what is labelled. With gradients and `dimers`, also "dimers": see `attraction`; with `moduli`,
-        "moduli": mean share of their errors.
+        "moduli": mean share of their errors. A batch without known labels costs nothing: loss 0.
         """
         targets = (x.labels.get(self.label), x.site_labels.get("forces"), x.labels.get("stress"))
+        some = [target is not None and bool(known_rows(target).any()) for target in targets]
+        if not any(some):  # a leaf of its own: a step on it leaves every weight as it is
+            return {"loss": x.frac.new_zeros((), requires_grad=torch.is_grad_enabled())}
         loss = x.frac.new_zeros(())
         report: dict[str, Tensor] = {}
         with torch.autocast(x.device.type, enabled=False):
-            if any(_known(target).any() for target in targets[1:] if target is not None):
+            if any(some[1:]):
                 found, loss, report = self._derivatives(model, x, generator)
             else:
                 compiled = self.compiled if torch.is_grad_enabled() else None
@@ -68,7 +71,7 @@ class Potential:
         weights = (self.energy_weight, self.forces_weight, self.stress_weight)
         names = ("energy", "forces", "stress")
         for name, value, target, weight, beta in zip(names, found, targets, weights, self.betas, strict=True):
-            if target is None or not (known := _known(target)).any():
+            if target is None or not (known := known_rows(target)).any():
                 continue
             target = torch.where(known.view(-1, *[1] * (target.dim() - 1)), target, value.detach())
             error = (value - target)[:, None] if value.dim() == 1 else value - target
@@ -119,6 +122,6 @@ class Potential:
         return chosen, random_strains(chosen, generator)
 
 
-def _known(target: Tensor) -> Tensor:
-    """Rows without NaN."""
+def known_rows(target: Tensor) -> Tensor:
+    """(rows,) whether all of a row of labels is known: finite."""
     return target.isfinite().flatten(1).all(-1) if target.dim() > 1 else target.isfinite()

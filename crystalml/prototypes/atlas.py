@@ -254,12 +254,10 @@ class PrototypeAtlas:
         """Atomic numbers and amounts, by amount, then electronegativity."""
         unit = parse_composition(composition)
         amounts = {atomic_number(str(name)): round(n) for name, n in unit.get_el_amt_dict().items()}
-        factor, rest = divmod(num_atoms or sum(amounts.values()), sum(amounts.values()))
+        size = sum(amounts.values())
+        factor, rest = divmod(size if num_atoms is None else num_atoms, size)
         if rest or factor < 1:
-            raise InputError(
-                f"num_atoms={num_atoms} is no multiple of the {sum(amounts.values())} atoms of "
-                f"{composition!r}"
-            )
+            raise InputError(f"num_atoms={num_atoms} is no multiple of the {size} atoms of {composition!r}")
         order = sorted(amounts, key=lambda z: (amounts[z], electronegativity(z), z))
         return np.array(order), tuple(amounts[z] * factor for z in order)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pymatgen.core import Structure
 
+from crystalml.composition import whole_number
 from crystalml.elements import covalent_radii, symbol
-from crystalml.errors import InputError
 from crystalml.prototypes.atlas import Candidate, PrototypeAtlas, logsumexp
 from crystalml.prototypes.fingerprint import Distinct
 from crystalml.prototypes.symmetry import space_group
@@ -40,14 +40,16 @@ def substitute(
     Prototypes that fit in size and amounts come first as a rule, then those with one colour too many or too
     few (`derive`) and supercells of smaller ones. distinct leaves out what is the same as an earlier,
     likelier prediction. same_formula=False leaves crystals of this very composition out of the evidence.
-    Fewer than n come back, with a warning if none, when the atlas knows no more.
+    Fewer than n come back, with a warning if none, when the atlas knows no more. Raises InputError for
+    numbers that are not whole or too small, and CompositionError.
 
     Primitive Niggli cells, exact in their space group; provenance is in `structure.properties`: prototype,
     prototype_id, space_group, score (log of the probability among the candidates), probability, template
     (the elements of the closest crystal seen, in the order of `elements`), source.
     """
-    if n < 0 or int(n) != n:
-        raise InputError(f"n must be a whole number of structures, 0 or more, not {n!r}.")
+    n = whole_number(n, 0, "n, the structures wanted,")
+    if num_atoms is not None:
+        num_atoms = whole_number(num_atoms, 1, "num_atoms")
     source = PrototypeAtlas.default() if atlas is None else atlas
     found: list[Structure] = []
     new = Distinct()

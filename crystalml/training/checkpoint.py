@@ -50,7 +50,11 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def save_model(
     model: CrystalModel, path: str | Path, card: Mapping[str, Any], dtype: torch.dtype = torch.float32
 ) -> None:
-    """Weights and everything needed to rebuild the model; dtype narrows what is stored."""
+    """Weights and everything needed to rebuild the model; dtype narrows what is stored.
+
+    Missing folders are made: a long training must not end for want of one.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in model.state_dict().items()}
     write_tensors(path, state, {"model": model.config.to_dict(), "card": dict(card)})
 

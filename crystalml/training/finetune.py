@@ -80,9 +80,9 @@ def finetune(
     """
     size = config.crystals or max(8, min(64, len(data) // 50))
     plan = batches(model, data, config.pairs, size, config.seed)
-    steps = max(1, config.epochs * len(plan.epoch(0)))
+    length = len(plan.epoch(0))  # other epochs' differ by a little beyond one window of `SizeBatches`
     settings = FitConfig(
-        steps=steps,
+        steps=max(1, config.epochs * length),
         minutes=config.minutes,
         lr=config.lr,
         slow=config.slow,
@@ -95,23 +95,24 @@ def finetune(
     if dense:
         encoder.core = torch.compile(encoder.core, dynamic=True)
     watched = batches(model, val, 4 * config.pairs, 256, 0).epoch(0) if len(val) else []
-    best, best_state, stale, epoch, last = math.inf, None, 0, 0, len(plan.epoch(0))
+    best, best_state, stale, epoch = math.inf, None, 0, 0
     losses: list[float] = []
     run: Run | None = None
     try:
         for run, found in fit(model, objective, data, plan, settings, autocast=False):
             losses.append(found["loss"])
             share = run.progress.share(settings)
-            if run.progress.batch < last and share < 1:
+            if run.progress.batch < length and share < 1:
                 continue
-            epoch, last = epoch + 1, len(plan.epoch(epoch + 1))
+            epoch, length = epoch + 1, len(plan.epoch(epoch + 1))
+            share = 1.0 if epoch == config.epochs else share
             score = _score(model, run, objective, val, watched)
             stale = 0 if score < best or not watched else stale + 1
             if score < best or not watched or best_state is None:
                 best, best_state = min(score, best), _averaged(model, run)
             yield Epoch(epoch, share, sum(losses) / len(losses), score, best)
             losses = []
-            if stale >= config.patience:
+            if stale >= config.patience or epoch == config.epochs:
                 break
     finally:
         model.encoder.requires_grad_(True)

@@ -208,7 +208,9 @@ def fit(
 
     With `state` the run is saved there every `checkpoint_seconds` and at the end, and goes on from there
     if the file exists: batches and noise are functions of (seed, step), so nothing is lost or repeated.
-    Under torchrun every process takes its share of each epoch's batches and gradients are averaged.
+    Under torchrun every process takes its share of each epoch's batches and gradients are averaged. A run
+    that goes on with another number of processes deals the epoch under way out anew: some of its crystals
+    come twice, others not before the next epoch.
     """
     run = Run(model, config, Path(state) if state is not None else None)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -219,7 +221,7 @@ def fit(
     skipped, saved, last = 0, time.monotonic(), time.monotonic()
     model.train()
     while run.progress.share(config) < 1:
-        plan = batches.epoch(run.progress.epoch, world)[rank::world] or batches.epoch(run.progress.epoch)
+        plan = batches.epoch(run.progress.epoch, world)[rank::world]
         for ids in plan[run.progress.batch :]:
             generator.manual_seed((config.seed * 7919 + run.progress.step) * world + rank)
             x = data[ids].to(run.device)

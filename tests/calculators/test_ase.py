@@ -27,6 +27,7 @@ from crystalml.calculators.ase import DaoCalculator
 from crystalml.errors import (
     CellError,
     EmptyStructureError,
+    InputError,
     NonFiniteError,
     OverlappingAtomsError,
     UnknownElementError,
@@ -153,9 +154,9 @@ def test_unknown_settings_are_refused_by_name(model, wrong):
 
 
 def test_settings_cannot_be_slipped_in_later(calc):
-    with pytest.raises(TypeError, match="typo"):
+    with pytest.raises(InputError, match="typo"):
         calc.set(typo=1)
-    with pytest.raises(ValueError, match="float16"):
+    with pytest.raises(InputError, match="float16"):
         DaoCalculator(calc.model, dtype="float16")
 
 

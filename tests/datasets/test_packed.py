@@ -38,6 +38,20 @@ def test_chosen_crystals_come_in_the_order_asked() -> None:
     assert torch.equal(data.select(torch.tensor([5, 0]))[[1]].frac, data[[0]].frac)
 
 
+def test_a_batch_costs_its_own_crystals_and_not_the_whole_set(largest) -> None:
+    data = _packed(0, 600)
+    first = data[[5, 0]]
+    with largest:
+        again = data[[5, 0]]
+    assert torch.equal(first.frac, again.frac) and 0 < largest.entries < 200
+
+
+def test_no_crystals_are_a_batch_of_none() -> None:
+    for none in ([], torch.tensor([], dtype=torch.long), slice(0, 0), torch.zeros(7, dtype=torch.bool)):
+        part = _packed()[none]
+        assert len(part) == len(part.frac) == len(part.labels["energy"]) == 0
+
+
 def test_joined_sets_fill_missing_labels() -> None:
     a, b = _packed(0, 3), _packed(1, 2)
     bare = PackedDataset(b.numbers, b.frac, b.lattice, b.num_atoms, {})
@@ -134,3 +148,16 @@ def test_processes_get_batches_of_one_kind_at_a_time() -> None:
     assert len(together) % 3 == 0 and len(plan.epoch(1)) - len(together) <= 4
     assert all(len(kinds[torch.cat(together[i : i + 3])].unique()) == 1 for i in range(0, len(together), 3))
     assert all(torch.equal(a, b) for a, b in zip(together, plan.epoch(1, 3), strict=True))
+
+
+@pytest.mark.parametrize("processes", [2, 4, 9])
+def test_a_kind_of_fewer_batches_than_processes_is_learned_too(processes: int) -> None:
+    sizes, kinds = torch.full((5000,), 8), torch.arange(5000) < 60
+    plan = SizeBatches(sizes, 64 * 64, 256, kinds=kinds)
+    for epoch in range(3):
+        batches = plan.epoch(epoch, processes)
+        assert set(range(60)) < set(torch.cat(batches).tolist())
+        together = [batches[i : i + processes] for i in range(0, len(batches), processes)]
+        assert all(len(part) == processes and len(kinds[torch.cat(part)].unique()) == 1 for part in together)
+        assert sum(bool(kinds[part[0]].all()) for part in together) == 1
+        assert all(torch.equal(a, b) for a, b in zip(batches, plan.epoch(epoch, processes), strict=True))

@@ -37,6 +37,15 @@ def test_a_bad_file_counts_as_one_bad_sample(tmp_path, salts) -> None:
         read_crystals(tmp_path / "c.cif")
 
 
+def test_the_journal_of_a_folder_counts_for_nothing(tmp_path, salts) -> None:
+    salts[0].to(str(tmp_path / "a.cif"))
+    (tmp_path / "settings.json").write_text('{"model": "tiny"}')
+    (tmp_path / "results.jsonl").write_text('{"name": "in/a.cif", "structure": "a.cif"}\n')
+    with pytest.warns(UserWarning, match="2 files of other kinds"):
+        found = read_crystals(tmp_path)
+    assert found.names == [str(tmp_path / "a.cif")] and found.readable == [0]
+
+
 @pytest.mark.parametrize("name", ["many.extxyz", "many.jsonl", "many.cif.zip", "many.cif"])
 def test_all_that_generate_writes(tmp_path, salts, name) -> None:
     write_structures(salts, tmp_path / name)
@@ -73,6 +82,8 @@ def test_samples_of_the_benchmark_take_their_elements_from_the_targets(tmp_path,
     ]
     file = tmp_path / "samples.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "settings.json").write_text('{"seed": 0}')  # of the same folder
+    assert read_crystals(tmp_path, reference).names == ["sample 1/0", "sample 1/1"]
     found = read_crystals(file, reference)
     assert found.names == ["sample 1/0", "sample 1/1"] and found.targets == ["sample 1"] * 2
     assert found.structures[0].reduced_formula == "KCl" and found.structures[1] is None

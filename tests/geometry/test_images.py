@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from crystalml.geometry import images
 from crystalml.geometry.images import candidates, image_pairs
 from crystalml.geometry.neighbors import neighbor_list
 from crystalml.testing import rand_crystals
@@ -26,3 +27,15 @@ def test_both_lists_hold_the_same_pairs_in_order(pbc: list[bool], cutoff: float)
         set(zip(expected.i.tolist(), expected.j.tolist(), map(tuple, expected.shift.tolist()), strict=True)),
     )
     assert ours == theirs and len(i) == len(theirs)
+
+
+def test_many_candidates_are_tried_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch, largest) -> None:
+    """Memory is bounded by the part, and parts that end within a crystal change nothing."""
+    x = rand_crystals(0, 6)
+    reach, counts = candidates(x.lattice, x.num_atoms, x.pbc, 4.0)
+    whole = image_pairs(x.frac, x.lattice, x.num_atoms, reach, 4.0)
+    monkeypatch.setattr(images, "AT_ONCE", 997)
+    with largest:
+        parts = image_pairs(x.frac, x.lattice, x.num_atoms, reach, 4.0)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    assert counts.sum() > 5 * 997 and largest.entries <= max(9 * 997, whole[2].numel())

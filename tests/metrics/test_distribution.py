@@ -150,6 +150,38 @@ def test_paired_intervals_cover_the_truth() -> None:
     assert 88 <= hits <= 100
 
 
+@pytest.mark.parametrize("answered", [np.arange(300), np.arange(0, 1000, 2)])
+def test_paired_intervals_are_about_the_value_where_targets_lack_samples(answered: np.ndarray) -> None:
+    """The value compares with the whole reference, those crystals too that nobody answered."""
+    reference = np.linspace(2, 12, 1000)
+    values = reference[answered] + np.random.default_rng(0).normal(0.3, 0.05, len(answered))
+    found = measure(wasserstein, values, reference, partners=answered)
+    assert found.interval[0] < found.value < found.interval[1] < found.value + 0.5
+
+
+def test_shots_at_one_target_are_redrawn_together() -> None:
+    """They err alike: 20 tell hardly more than one, and the interval is as wide as the value's spread."""
+
+    def drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        reference, common = rng.normal(5, 2, 100), rng.normal(0.5, 1, 100)
+        return np.repeat(reference + common, 20) + rng.normal(0, 0.05, 2000), reference
+
+    partners = np.repeat(np.arange(100), 20)
+    spread = np.std([wasserstein(*drawn(seed)) for seed in range(100)])
+    widths = [np.diff(measure(wasserstein, *drawn(k), partners=partners).interval)[0] for k in range(5)]
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * spread, rel=0.25)
+
+
+def test_one_answered_target_still_has_an_interval() -> None:
+    """Most draws hold no sample: there is nothing to measure in them."""
+    reference = np.linspace(0, 1, 50)
+    low, high = measure(wasserstein, reference[:1], reference, partners=np.array([0])).interval
+    assert 0 <= low <= high
+    low, high = measure(frechet, reference[:2, None], reference[:, None], partners=np.arange(2)).interval
+    assert 0 <= low <= high
+
+
 def test_the_floor_is_what_halves_of_the_reference_differ_by() -> None:
     rng = np.random.default_rng(0)
     same = measure(wasserstein, rng.normal(size=400), rng.normal(size=400))

@@ -41,6 +41,42 @@ def test_small_sets_are_covered_in_the_mean() -> None:
     assert np.mean(hits) == pytest.approx(0.9, abs=0.01)
 
 
+@pytest.mark.parametrize("width", [0.0, 0.5])
+@pytest.mark.parametrize("n", [4, 10, 18, 40])
+def test_levels_without_a_rank_are_held_by_normal_errors(n: int, width: float) -> None:
+    """Clamped to the largest of ten errors, 5 % to 95 % would hold 82 %; of 40, 0.5 % to 99.5 % only 95 %."""
+    held = []
+    for _ in range(600):
+        draws = width * torch.randn(n + 200, 20, generator=G) if width else torch.zeros(n + 200, 1)
+        y, scale = torch.randn(n + 200, generator=G), torch.full((n + 200,), 0.3)
+        one = Recalibration(spread=not width)
+        one.fit(draws[:n], scale[:n], y[:n])
+        found = one(draws[n:], scale[n:], torch.tensor([0.005, 0.05, 0.95, 0.995]))
+        held.append((y[n:, None] <= found).float().mean(0).numpy())
+    least, low, high, most = np.mean(held, 0)
+    assert high - low == pytest.approx(0.9, abs=0.025) and most - least > 0.98
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3])
+def test_errors_that_happen_to_be_nothing_claim_no_certainty(n: int) -> None:
+    """Crystals missing from four err by 1, the spread of the values, whatever the scale is."""
+    one, scale = Recalibration(), torch.full((n,), 1e-6 if n else 1.0)
+    one.fit(torch.zeros(n, 1), scale, 1e-9 * torch.ones(n))
+    low, left, middle, right, high = one(
+        torch.full((1, 1), 3.0),
+        torch.full((1,), 1e-6 if n else 1.0),
+        torch.tensor([0.05, 0.16, 0.5, 0.84, 0.95]),
+    )[0]
+    assert middle == pytest.approx(3.0, abs=1e-5) and low < left < 3 < right < high
+    assert high - middle == pytest.approx(2.1318 * np.sqrt(1 - n / 4), rel=1e-3)  # t of four degrees
+
+
+def test_where_all_levels_have_ranks_errors_of_any_distribution_decide() -> None:
+    one, y = Recalibration(), torch.randn(399, generator=G).exp()
+    one.fit(torch.zeros(399, 1), torch.ones(399), y)
+    torch.testing.assert_close(one.offsets, y.sort().values[1::2], rtol=0, atol=0)
+
+
 def test_quantiles_rise_and_do_not_depend_on_their_company() -> None:
     one = Recalibration()
     one.offsets.copy_(torch.randn(199, generator=G))  # crossing offsets

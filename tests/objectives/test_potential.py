@@ -72,6 +72,21 @@ def test_crystals_without_a_label_count_for_nothing() -> None:
     assert len(grads) > 20 and all(grad.isfinite().all() for grad in grads)
 
 
+def test_a_batch_without_a_known_label_leaves_the_weights_alone() -> None:
+    model, x = _model(), rand_crystals(0, 3, min_distance=1.8)
+    unknown = {
+        "energy": torch.full((3,), torch.nan).double(),
+        "stress": torch.full((3, 3, 3), torch.nan).double(),
+    }
+    for labels in ({}, unknown):
+        losses = Potential(SCALE, dimers=2)(model, x.replace(labels=labels))
+        losses["loss"].backward()
+        assert losses.keys() == {"loss"} and losses["loss"] == 0
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    with torch.no_grad():
+        assert not Potential(SCALE)(model, x)["loss"].requires_grad
+
+
 def test_energies_alone_need_no_forces() -> None:
     model, x = _model(), rand_crystals(0, 3, min_distance=1.8)
     x = x.replace(labels={"energy": torch.zeros(3).double()})

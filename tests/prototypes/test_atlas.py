@@ -208,6 +208,15 @@ def test_bad_requests_say_what_and_how(atlas: PrototypeAtlas, tmp_path: Path) ->
         substitute("NaCl", 1, atlas=atlas, num_atoms=3)
     with pytest.raises(InputError, match="whole number"):
         substitute("NaCl", -1, atlas=atlas)
+    for n in (2.0, "2", float("nan"), None):
+        with pytest.raises(InputError, match="structures wanted"):
+            substitute("NaCl", n, atlas=atlas)  # type: ignore[arg-type]
+    for size in (0, -2, 2.0, "2"):
+        with pytest.raises(InputError, match="num_atoms"):
+            substitute("NaCl", 1, atlas=atlas, num_atoms=size)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="num_atoms=0"):
+        atlas.candidates("NaCl", 0)
+    assert len(substitute("NaBr", np.int64(1), atlas=atlas, num_atoms=np.int64(2))) == 1  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no prototype 99"):
         atlas.instantiate(99, ["Na", "Cl"], 20.0)
     with pytest.raises(InputError, match="needs 2 elements"):

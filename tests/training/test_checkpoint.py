@@ -24,6 +24,12 @@ def test_a_model_survives_the_file(tmp_path: Path, tiny_model: Tiny) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
+def test_missing_folders_are_made(tmp_path: Path, tiny_model: Tiny) -> None:
+    path = tmp_path / "not" / "there" / "m.safetensors"
+    save_model(tiny_model(), path, {"name": "tiny"})
+    assert load_model_file(path).card == {"name": "tiny"}
+
+
 def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path: Path, tiny_model: Tiny) -> None:
     model, full, half = tiny_model(), tmp_path / "f.safetensors", tmp_path / "h.safetensors"
     save_model(model, full, {})
