@@ -56,7 +56,7 @@ def test_the_energy_falls_as_far_as_the_rows_say(found, data, model):
     moved = found.data.labels["relaxed"].nonzero()[:, 0]
     before, after = (Predictor(model)(x[moved], forces=False)["energy_per_atom"] for x in (data, found.data))
     rows = {row["crystal"]: row for row in found.rows}
-    claimed = torch.tensor([rows[i]["before"] - rows[i]["after"] for i in moved.tolist()])
+    claimed = torch.tensor([rows[i]["before"] - rows[i]["after"] for i in moved.tolist()]).double()
     assert (after < before).all()
     assert torch.allclose(before - after, claimed, atol=1e-4)
     assert found.summary()["mean_fall"] == pytest.approx(float(claimed.mean()), abs=1e-5)
