@@ -39,7 +39,7 @@ def generate(
     ] = "auto",
     min_atoms: Annotated[int, typer.Option(min=1, help="Smallest cell.")] = 1,
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Largest cell; default: training's.")] = None,
-    space_group: Annotated[int | None, typer.Option(min=1, max=230, help="Keep this one.")] = None,
+    space_group: Annotated[str | None, typer.Option(help="Keep this one: 136 or P4_2/mnm.")] = None,
     lattice: Annotated[
         str | None, typer.Option(help="Keep this cell: a,b,c,alpha,beta,gamma (A, degrees).")
     ] = None,
@@ -74,7 +74,7 @@ def generate(
     generator = StructureGenerator(model, energy_model, device, solver=solver)  # type: ignore[arg-type]  # checked there
     found = generator.sample(
         compositions, n, formula_units=units, strategy=strategy, min_atoms=min_atoms,  # type: ignore[arg-type]
-        max_atoms=max_atoms, space_group=space_group, lattice=cell, fixed=_structure(fixed), seed=seed,
+        max_atoms=max_atoms, space_group=_group(space_group), lattice=cell, fixed=_structure(fixed), seed=seed,
         steps=steps, guidance=guidance, noise_level=noise_level, rank_by=rank_by, distinct=distinct,  # type: ignore[arg-type]
         same_formula=same_formula, progress=not quiet,
     )  # fmt: skip
@@ -109,6 +109,10 @@ def _lattice(text: str | None) -> Lattice | None:
     from pymatgen.core import Lattice
 
     return Lattice.from_parameters(*values)
+
+
+def _group(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def _structure(path: Path | None) -> Structure | None:

@@ -197,12 +197,12 @@ def test_generate_says_when_fewer_come_back(run, monkeypatch, weights, tmp_path)
 
 def test_generate_keeps_a_group_and_a_cell(run, tmp_path, weights, salt):
     out = tmp_path / "out.jsonl"
-    assert (
-        run("generate", "TiO2", "--space-group", 136, "--strategy", "prototype", "-o", out, "-q").exit_code
-        == 0
-    )
-    (row,) = [json.loads(line)["properties"] for line in out.read_text().splitlines()]
-    assert (row["space_group"], row["strategy"]) == (136, "prototype")
+    for group in (136, "P4_2/mnm"):
+        line = ("generate", "TiO2", "--space-group", group, "--strategy", "prototype", "-o", out, "-q")
+        assert run(*line).exit_code == 0
+        (row,) = [json.loads(line)["properties"] for line in out.read_text().splitlines()]
+        assert (row["space_group"], row["strategy"]) == (136, "prototype")
+        out.unlink()
     wrong = run("generate", "NaCl", "--lattice", "4,4,4", "-o", out)
     assert wrong.exit_code == 2 and "six positive numbers" in wrong.output
     both = run("generate", "NaCl", "--fixed", salt, "--space-group", 225, "--model", weights, "-o", out)
