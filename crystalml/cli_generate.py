@@ -74,9 +74,9 @@ def generate(
     generator = StructureGenerator(model, energy_model, device, solver=solver)  # type: ignore[arg-type]  # checked there
     found = generator.sample(
         compositions, n, formula_units=units, strategy=strategy, min_atoms=min_atoms,  # type: ignore[arg-type]
-        max_atoms=max_atoms, space_group=_group(space_group), lattice=cell, fixed=_structure(fixed), seed=seed,
-        steps=steps, guidance=guidance, noise_level=noise_level, rank_by=rank_by, distinct=distinct,  # type: ignore[arg-type]
-        same_formula=same_formula, progress=not quiet,
+        max_atoms=max_atoms, space_group=_group(space_group), lattice=cell,
+        fixed=_structure(fixed), seed=seed, steps=steps, guidance=guidance, noise_level=noise_level,
+        rank_by=rank_by, distinct=distinct, same_formula=same_formula, progress=not quiet,  # type: ignore[arg-type]
     )  # fmt: skip
     flat = [structure for group in found for structure in group]
     for note in write_structures(flat, out):
