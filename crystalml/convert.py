@@ -19,6 +19,7 @@ from crystalml.crystal import CrystalBatch
 from crystalml.elements import MAX_Z, symbol
 from crystalml.errors import (
     CellError,
+    CrystalMLError,
     DisorderedStructureError,
     EmptyStructureError,
     FileReadError,
@@ -347,7 +348,7 @@ def read_structures(
 
     Folders and globs are expanded; a folder gives its files of these kinds, sorted by name, without its
     subfolders. Atoms' info, tags and moments stay behind: `relax` keeps them. With on_error="skip" an
-    unreadable file (or a path that matches nothing) is listed in `failures` and the others go on.
+    unreadable file or frame (or a path that matches nothing) is listed in `failures` and the others go on.
     """
     result = ReadResult([], [])
     for path in [paths] if isinstance(paths, str | Path) else paths:
@@ -358,12 +359,17 @@ def read_structures(
             continue
         for file in files:
             try:
-                found = _read_file(file)
+                found: Sequence[Structure | Atoms] = parse(file)
             except FileReadError as error:
                 _report(error, str(file), on_error, result)
                 continue
-            names = [str(file)] if len(found) == 1 else [f"{file}@{n}" for n in range(len(found))]
-            result.structures.extend(zip(names, found, strict=True))
+            for n, item in enumerate(found):
+                name = str(file) if len(found) == 1 else f"{file}@{n}"
+                try:
+                    result.structures.append((name, _as_structure(item)))
+                except CrystalMLError as error:
+                    why = str(error).removeprefix("structure 0: ")
+                    _report(FileReadError(f"{name}: {why}"), name, on_error, result)
     return result
 
 
@@ -373,15 +379,8 @@ def _report(error: FileReadError, path: str, on_error: str, result: ReadResult) 
     result.failures.append((path, error))
 
 
-def _read_file(file: Path) -> list[Structure]:
-    """The crystals of a file as Structures; frames read by ASE pass the same door as any Atoms."""
+def _as_structure(item: Structure | Atoms) -> Structure:
+    """Frames read by ASE pass the same door as any Atoms."""
     from pymatgen.core import Structure
 
-    found = parse(file)
-    structures = [item for item in found if isinstance(item, Structure)]
-    if len(structures) == len(found):
-        return structures
-    try:
-        return to_structures(to_batch(found, dtype=torch.float64))
-    except (InputError, UnsupportedError) as error:
-        raise FileReadError(f"{file}: {error}") from error
+    return item if isinstance(item, Structure) else to_structures(to_batch(item, dtype=torch.float64))[0]

@@ -149,7 +149,7 @@ def test_bytes_that_are_not_text(tmp_path: Path) -> None:
 
 def test_a_molecule_is_not_a_crystal(tmp_path: Path) -> None:
     write(tmp_path / "water.xyz", molecule("H2O"))
-    with pytest.raises(FileReadError, match=r"water.xyz: structure 0: pbc"):
+    with pytest.raises(FileReadError, match=r"water.xyz: pbc"):
         read_structures(tmp_path / "water.xyz")
 
 
@@ -200,3 +200,14 @@ def test_thirds_of_a_cif_are_no_news_but_what_is_wrong_is(tmp_path: Path) -> Non
     file.write_text(text.replace("sum   Mg2", "sum   'Mg2 Na1'"))
     with pytest.warns(UserWarning, match="Missing elements Na"):
         read_structures(file)
+
+
+def test_a_bad_frame_does_not_take_the_others_of_its_file_along(tmp_path: Path) -> None:
+    frames = [bulk("Cu"), bulk("Si"), bulk("Al")]
+    frames[1].pbc = False
+    write(tmp_path / "a.extxyz", frames)
+    structures, failures = read_structures(tmp_path / "a.extxyz", on_error="skip")
+    assert [name[-2:] for name, _ in structures] == ["@0", "@2"]
+    assert [name[-2:] for name, _ in failures] == ["@1"] and "pbc" in str(failures[0][1])
+    with pytest.raises(FileReadError, match=r"a\.extxyz@1: pbc"):
+        read_structures(tmp_path / "a.extxyz")
