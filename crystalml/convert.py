@@ -368,9 +368,13 @@ def read_structures(
                 try:
                     result.structures.append((name, _as_structure(item)))
                 except CrystalMLError as error:
-                    why = str(error).removeprefix("structure 0: ")
-                    _report(FileReadError(f"{name}: {why}"), name, on_error, result)
+                    _report(FileReadError(f"{name}: {told_alone(error)}"), name, on_error, result)
     return result
+
+
+def told_alone(error: CrystalMLError) -> str:
+    """What `to_batch` says of a structure that was handed over alone: without its place."""
+    return str(error).removeprefix("structure 0: ")
 
 
 def _report(error: FileReadError, path: str, on_error: str, result: ReadResult) -> None:

@@ -108,11 +108,12 @@ def label_data(
     left = [i for i in todo if any((i, k) not in rows for k in range(plan.count))]
     # one by one from an ASE calculator, which may be a slow one: little is lost if the run is stopped
     size = 1 if _is_ase(calculator) else TOGETHER
+    elements = np.unique(data.numbers.numpy())
     with ProgressBar(progress, "labelling") as bar:
         bar.add(len(todo) * plan.count)
         bar.advance((len(todo) - len(left)) * plan.count)
         for start in range(0, len(left), size):
-            found = list(_label(data, left[start : start + size], calculator, plan))
+            found = list(_label(data, left[start : start + size], calculator, elements, plan))
             if journal:
                 journal.append(found)
             rows |= {(row["crystal"], row["frame"]): row for row in found}
@@ -179,9 +180,10 @@ def _check(data: PackedDataset, plan: _Plan) -> None:
             raise InputError(f"{name} must be 0 < low <= high, not {list(limits)}")
 
 
-def _label(data: PackedDataset, indices: list[int], calculator: Labeller, plan: _Plan) -> Iterator[Row]:
+def _label(
+    data: PackedDataset, indices: list[int], calculator: Labeller, elements: Array, plan: _Plan
+) -> Iterator[Row]:
     """All rows of some crystals, in as few questions to the calculator as there are steps downhill."""
-    elements = np.unique(data.numbers.numpy())
     crystals = dict(zip(indices, to_atoms(data[indices]), strict=True))
     frames = [(i, k) for i in indices for k in range(plan.frames)]
     moved = [_move(crystals[i], np.random.default_rng([plan.seed, i, k]), plan) for i, k in frames]

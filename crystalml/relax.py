@@ -24,7 +24,7 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from torch import Tensor
 
 from crystalml.calculators.ase import DaoCalculator
-from crystalml.convert import COINCIDING, check_whole, is_one, listed, to_batch
+from crystalml.convert import COINCIDING, check_whole, is_one, listed, to_batch, told_alone
 from crystalml.crystal import CrystalBatch
 from crystalml.elements import atomic_number
 from crystalml.errors import CrystalMLError, InputError, NonFiniteError, UnsupportedError
@@ -236,7 +236,7 @@ def _in_batch(
                 )
                 free = _free(item)
             except (InputError, UnsupportedError) as error:
-                bad.append((place, type(error)(str(error).removeprefix("structure 0: "))))
+                bad.append((place, type(error)(told_alone(error))))
                 continue
             if free is not None:
                 crystal = crystal.replace(site_labels={"free": torch.as_tensor(free, device=device)})

@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 from pymatgen.core import IStructure, Structure
 
-from crystalml.convert import to_batch, to_structures
+from crystalml.convert import to_batch, to_structures, told_alone
 from crystalml.datasets.arrays import Arrays
 from crystalml.datasets.crysdb import read_parquet
 from crystalml.elements import symbol
@@ -95,7 +95,7 @@ class _Rows:
             try:
                 structure = to_structures(to_batch(item, dtype=torch.float64))[0]
             except CrystalMLError as error:
-                reason = str(error).removeprefix("structure 0: ")
+                reason = told_alone(error)
         self.put(name, structure, reason, target)
 
     def put(self, name: str, structure: Structure | None, reason: str, target: str | None) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from crystalml.convert import read_structures, to_batch
+from crystalml.convert import read_structures, to_batch, told_alone
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.crysdb import read_parquet
 from crystalml.elements import atomic_number, symbol
@@ -52,7 +52,7 @@ def read(
                 crystals.append(to_batch(item, dtype=torch.float64, known=known))
                 names.append(name)
             except CrystalMLError as error:
-                failures.append((name, str(error).removeprefix("structure 0: ")))
+                failures.append((name, told_alone(error)))
     keep = _draw(len(names), n, seed)
     return Found([names[k] for k in keep], [crystals[k] for k in keep], failures)
 

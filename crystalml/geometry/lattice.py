@@ -11,6 +11,11 @@ def gram(lattice: Tensor) -> Tensor:
     return lattice @ lattice.transpose(-1, -2)
 
 
+def mean_gram(lattice: Tensor, rotations: Tensor) -> Tensor:
+    """(..., 3, 3) mean of W^T G W over rotations W (g, 3, 3) of fractional columns, which leave it alone."""
+    return (rotations.mT @ gram(lattice)[..., None, :, :] @ rotations).mean(-3)
+
+
 def determinant(lattice: Tensor) -> Tensor:
     """a . (b x c): (b, 3, 3) -> (b,), positive for right-handed cells. Faster than LAPACK's."""
     a, b, c = lattice.unbind(-2)

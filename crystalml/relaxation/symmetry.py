@@ -13,6 +13,7 @@ from torch import Tensor
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import InputError
 from crystalml.geometry.groups import symmetry_dataset
+from crystalml.geometry.lattice import mean_gram
 from crystalml.geometry.torus import logmap, wrap
 from crystalml.relaxation.coordinates import Vector
 
@@ -45,7 +46,7 @@ def symmetrized(x: CrystalBatch, symprec: float) -> tuple[CrystalBatch, Operatio
     if (image.sort(dim=1).values != torch.arange(len(frac))).any():
         raise InputError(f"symprec {symprec} Angstrom confuses atoms; use a smaller one")
 
-    metric = (w.mT @ (lattice @ lattice.T) @ w).mean(0)
+    metric = mean_gram(lattice, w)
     inverse = torch.linalg.inv(lattice)
     values, vectors = torch.linalg.eigh(inverse @ metric @ inverse.T)
     lattice = lattice @ (vectors * values.sqrt()) @ vectors.T

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crystalml.crystal import CrystalBatch, Tangent
 from crystalml.geometry import lie
+from crystalml.geometry.lattice import gram, mean_gram
 from crystalml.noise.gaussian import GaussianDDPM
 from crystalml.noise.lie import PredictedCell
 from crystalml.noise.product import LatticeNoise
@@ -129,20 +130,19 @@ class Symmetric:
         """
         if self.linear:
             return (self.lattice.to(lattice) @ lattice.flatten(1)[..., None]).view_as(lattice)
-        log, turn = self._mean(lattice)
-        return (torch.matrix_exp(log) @ turn).to(lattice)
+        _, turn = lie.polar(lattice)
+        return (torch.matrix_exp(self._mean_log(lattice)) @ turn).to(lattice)
 
     def _log_cells(self, log: Tensor) -> Tensor:
         """(b, 3, 3) log P, projected."""
-        return self._mean(torch.matrix_exp(log.double()))[0].to(log)
+        return self._mean_log(torch.matrix_exp(log.double())).to(log)
 
-    def _mean(self, lattice: Tensor) -> tuple[Tensor, Tensor]:
-        """log P of the mean metric, and the orthogonal Q of L = P Q."""
-        _, turn = lie.polar(lattice)
-        metric = lattice.double() @ lattice.double().mT
-        mean = (self.rotations.mT @ metric[:, None] @ self.rotations).mean(1)
-        grown = torch.linalg.det(mean) / torch.linalg.det(metric)
-        return lie.polar(torch.linalg.cholesky(mean / grown[:, None, None] ** (1 / 3)))[0], turn
+    def _mean_log(self, lattice: Tensor) -> Tensor:
+        """log P of the mean metric at the lattice's volume."""
+        lattice = lattice.double()
+        mean = mean_gram(lattice, self.rotations)
+        grown = torch.linalg.det(mean) / torch.linalg.det(gram(lattice))
+        return lie.polar(torch.linalg.cholesky(mean / grown[:, None, None] ** (1 / 3)))[0]
 
 
 @dataclass(frozen=True)
