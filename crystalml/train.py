@@ -23,7 +23,7 @@ from crystalml.models.error_bar import with_error_bar
 from crystalml.models.gemsnet import GemsNet, GemsNetConfig
 from crystalml.models.layers import fast_autocast
 from crystalml.models.model import CrystalModel
-from crystalml.models.periodic import PeriodicCrysformer
+from crystalml.models.periodic import PeriodicConfig, PeriodicCrysformer
 from crystalml.objectives.potential import Potential, known_rows
 from crystalml.recipes import Recipe, Size
 from crystalml.training.batches import batches
@@ -145,8 +145,8 @@ def _with_moduli(recipe: Recipe, moduli: PackedDataset | None) -> Recipe:
 def _start(init: Path | None, recipe: Recipe) -> CrystalModel:
     """New weights, or those to fine-tune, which have to know the recipe's noise.
 
-    They keep their sizes, but a shallower GemsNet is given the recipe's depth: that is cheaper than to train
-    a deep one from the start.
+    They keep their sizes, but a shallower GemsNet is given the recipe's depth and a narrower potential the
+    width of its feed-forward networks: that is cheaper than to train a large one from the start.
     """
     if init is None:
         return recipe.model.build()
@@ -158,9 +158,18 @@ def _start(init: Path | None, recipe: Recipe) -> CrystalModel:
             "fine-tune it by the recipe it came from, or start anew without --init"
         )
     net, wanted = model.encoder, recipe.model.encoder
+    grown: GemsNet | PeriodicCrysformer
     if isinstance(net, GemsNet) and isinstance(wanted, GemsNetConfig) and wanted.depth > net.config.depth:
-        deep = net.deepened(wanted.depth)
-        model.encoder, model.config = deep, replace(model.config, encoder=deep.config)
+        grown = net.deepened(wanted.depth)
+    elif (
+        isinstance(net, PeriodicCrysformer)
+        and isinstance(wanted, PeriodicConfig)
+        and wanted.hidden > net.config.hidden
+    ):
+        grown = net.widened(wanted.hidden)
+    else:
+        return model
+    model.encoder, model.config = grown, replace(model.config, encoder=grown.config)
     return model
 
 

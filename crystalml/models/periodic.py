@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class PeriodicConfig:
     one is read from 1.3 times that on.
     scale: size at which vectors and second moments saturate, see `bounded`. Those of real crystals are of
     order 10: with 1, they are all but directions, and energies bend sharply about symmetric sites.
+    hidden: width of the feed-forward networks in `dim`. What they do is done once an atom, not once a pair:
+    the cheapest place for weights.
     """
 
     dim: int = 128
@@ -40,6 +42,7 @@ class PeriodicConfig:
     cutoff: float = 5.0
     blind: float = 0.5
     scale: float = 1.0
+    hidden: int = 2
 
     def __post_init__(self) -> None:
         if self.message % self.heads or self.vectors % self.heads:
@@ -97,6 +100,16 @@ class PeriodicCrysformer(nn.Module):
     @property
     def dim(self) -> int:
         return self.config.dim
+
+    def widened(self, hidden: int) -> PeriodicCrysformer:
+        """Wider feed-forward networks that say the same: what is new in them starts at random, unheard."""
+        wide = PeriodicCrysformer(replace(self.config, hidden=hidden)).to(next(self.parameters()))
+        state, known = wide.state_dict(), self.state_dict()
+        for name, value in state.items():
+            if name.endswith("ffn.2.weight"):
+                value.zero_()
+            value[tuple(slice(n) for n in known[name].shape)] = known[name]
+        return wide
 
     def forward(
         self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | Topology | None = None
@@ -179,7 +192,7 @@ class Block(nn.Module):
         self.pass_vector, self.turn = nn.Linear(c, c, bias=False), nn.Linear(c, c, bias=False)
         self.left, self.right = nn.Linear(c, c, bias=False), nn.Linear(c, c, bias=False)
         self.gate = nn.Linear(d, c)
-        self.ffn = MLP(d + 3 * c, 2 * d, d)
+        self.ffn = MLP(d + 3 * c, config.hidden * d, d)
 
     def forward(
         self, s: Tensor, v: Tensor | None, seen: Tensor | None, near: Surroundings
