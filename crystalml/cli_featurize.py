@@ -10,6 +10,7 @@ import typer
 from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples, numbers, whole_numbers
 from crystalml.device import pick_device
 from crystalml.errors import InputError
+from crystalml.replacing import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,12 +61,11 @@ def featurize(
 
 
 def _write(rows: pd.DataFrame, out: Path) -> None:
-    partial = out.with_name(f"{out.name}.partial")
-    if out.suffix == ".csv":
-        rows.to_csv(partial, index=False)
-    else:
-        rows.to_parquet(partial, index=False)
-    partial.replace(out)
+    with replacing(out) as file:
+        if out.suffix == ".csv":
+            rows.to_csv(file, index=False)
+        else:
+            rows.to_parquet(file, index=False)
 
 
 def _read(path: Path) -> pd.DataFrame:

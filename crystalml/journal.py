@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crystalml.errors import InputError
+from crystalml.replacing import replacing
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,6 @@ def _settings(note: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write atomically: a killed run leaves the old file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(content, indent=1) + "\n"
+    with replacing(path) as file:
+        file.write_text(text)

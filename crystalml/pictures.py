@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from crystalml.benchmarks.energy import ANIONS
 from crystalml.elements import atomic_number
 from crystalml.errors import InputError, UnsupportedError
+from crystalml.replacing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,10 +196,8 @@ def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
 def _save(figure: Figure, path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: a picture is one of {', '.join(SUFFIXES)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    figure.savefig(partial, dpi=160)
-    partial.replace(path)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=160)
 
 
 def _interactive(path: Path, points: Array, formulas: Sequence[str], groups: Array) -> None:
@@ -213,7 +212,5 @@ def _interactive(path: Path, points: Array, formulas: Sequence[str], groups: Arr
         labels={"x": "", "y": "", "color": ""},
     )
     figure.update_traces(marker={"size": 5, "opacity": 0.7})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    figure.write_html(partial, include_plotlyjs="cdn")
-    partial.replace(path)
+    with replacing(path) as file:
+        figure.write_html(file, include_plotlyjs="cdn")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -23,6 +22,7 @@ from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
 from crystalml.relax import Model, Relaxation, as_engine, failed, relax_each
 from crystalml.relaxation.settings import RelaxSettings
+from crystalml.replacing import replacing
 from crystalml.weights.registry import fingerprint
 from crystalml.write import check_fits, check_format, write_structures
 
@@ -346,9 +346,7 @@ def _figures(result: Relaxation[Any]) -> Row:
 
 
 def _write_table(file: Path, rows: Iterable[Row]) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    with partial.open("w", newline="") as target:
+    with replacing(file) as partial, partial.open("w", newline="") as target:
         table = csv.DictWriter(target, _COLUMNS, extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)
-    os.replace(partial, file)

@@ -26,6 +26,7 @@ from crystalml.models.model import CrystalModel
 from crystalml.models.periodic import PeriodicConfig, PeriodicCrysformer
 from crystalml.objectives.potential import Potential, known_rows
 from crystalml.recipes import Recipe, Size
+from crystalml.replacing import replacing
 from crystalml.training.batches import batches
 from crystalml.training.checkpoint import load_model_file, save_model
 from crystalml.training.fit import FitConfig, Run, fit
@@ -291,10 +292,8 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         *(old + [""] * (len(names) - len(old)) for old in table[1:]),
         [row.get(n, "") for n in names],
     ]
-    temporary = path.with_name(f"{path.name}.partial")
-    with temporary.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows(table)
-    os.replace(temporary, path)
 
 
 def _tensorboard(folder: Path, row: dict[str, Any]) -> None:

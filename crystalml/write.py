@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,7 @@ from pymatgen.io.cif import CifWriter
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from crystalml.errors import InputError
+from crystalml.replacing import replacing
 
 FORMATS = (".extxyz", ".cif.zip", ".cif", ".jsonl")
 SYMPREC = 0.1  # Angstrom; the Materials Project's choice, and right for unrelaxed samples
@@ -50,17 +50,8 @@ def write_structures(
         ".cif.zip": lambda file: _cif_zip(items, file, symprec, notes),
         ".jsonl": lambda file: _jsonl(items, file),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own beside the target: parallel runs cannot mix, and the rename stays on one disk.
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        writers[ending](partial)
-        partial.chmod(0o644)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(target) as file:
+        writers[ending](file)
     return notes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from crystalml.crystal import CrystalBatch, chosen
 from crystalml.errors import FileReadError, InputError
+from crystalml.replacing import replacing
 
 _CORE = ("numbers", "frac", "lattice", "num_atoms")
 
@@ -68,9 +68,8 @@ class PackedDataset:
         tensors = {name: getattr(self, name).contiguous() for name in _CORE}
         tensors |= {f"label.{name}": value.contiguous() for name, value in self.labels.items()}
         tensors |= {f"site.{name}": value.contiguous() for name, value in self.site_labels.items()}
-        temporary = Path(f"{path}.partial")
-        save_file(tensors, temporary, metadata={"format": "crystalml-packed-1"})
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            save_file(tensors, file, metadata={"format": "crystalml-packed-1"})
 
     @staticmethod
     def load(path: str | Path) -> PackedDataset:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from crystalml.evaluation.figures import charts, crystal
 from crystalml.evaluation.result import Evaluation, plain_data
+from crystalml.replacing import replacing
 
 HEADLINES = (
     "valid", "valid_structure", "match_rate_1", "match_rate_20", "unique", "novel", "stable", "sun",
@@ -27,10 +27,9 @@ COLUMNS = (
 
 def write_report(evaluation: Evaluation, path: str | Path) -> None:
     """Write the page; it appears under its name only when complete."""
-    file = Path(path)
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(render(evaluation), encoding="utf-8")
-    os.replace(partial, file)
+    page = render(evaluation)
+    with replacing(path) as file:
+        file.write_text(page, encoding="utf-8")
 
 
 def render(evaluation: Evaluation) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from crystalml.crystal import CrystalBatch
 from crystalml.errors import FileReadError, InputError, UnsupportedError
+from crystalml.replacing import replacing
 
 Array = NDArray[np.float64]
 
@@ -58,10 +59,8 @@ class FeatureCache:
         flat = pyarrow.array(np.concatenate(list(self.rows.values())))
         lists = pyarrow.FixedSizeListArray.from_arrays(flat, self.width)
         table = pyarrow.table({"key": pyarrow.array(list(self.rows)), "features": lists})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        _parquet().write_table(table, partial)
-        os.replace(partial, self.path)
+        with replacing(self.path) as file:
+            _parquet().write_table(table, file)
 
 
 def _parquet():  # type: ignore[no-untyped-def]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pymatgen.core import Structure
 
 from crystalml.hull.picture import draw
 from crystalml.journal import write_json
+from crystalml.replacing import replacing
 from crystalml.write import write_structures
 
 COLUMNS = (
@@ -83,12 +83,10 @@ class Exploration:
         out.mkdir(parents=True, exist_ok=True)
         rows = [phase.row() for phase in self.phases]
         paths = [out / name for name in ("phases.csv", "phases.json")]
-        partial = out / "phases.csv.partial"
-        with partial.open("w", newline="") as file:
+        with replacing(paths[0]) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(partial, paths[0])
         shift = self.shift()
         write_json(
             paths[1],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from pymatgen.core.periodic_table import Element
 
 from crystalml.errors import FileReadError, InputError, UnsupportedError
 from crystalml.parallel import process_map
+from crystalml.replacing import replacing
 
 DEFAULT_HULL = Path(__file__).with_name("hull.json.xz")
 STABLE = 0.1  # eV/atom, the usual S.U.N. threshold (MatterGen); DAO calls 0.08 stable
@@ -83,9 +83,8 @@ class HullTable:
         rounded = {name: round(energy, 4) for name, energy in sorted(self.energies.items())}
         text = json.dumps({"card": dict(self.card), "energies": rounded}, separators=(",", ":"))
         data = lzma.compress(text.encode(), preset=9) if file.suffix == ".xz" else text.encode()
-        partial = file.with_name(f"{file.name}.partial")
-        partial.write_bytes(data)
-        os.replace(partial, file)
+        with replacing(file) as partial:
+            partial.write_bytes(data)
 
     def __len__(self) -> int:
         return len(self.energies)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -29,6 +28,7 @@ from crystalml.prototypes.similarity import Similarity, learn
 from crystalml.prototypes.symmetry import space_group
 from crystalml.prototypes.tables import Elements, Tables, tables_of
 from crystalml.prototypes.volume import VolumeModel, fit_volume
+from crystalml.replacing import replacing
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -125,9 +125,8 @@ class PrototypeAtlas:
     def save(self, path: str | Path) -> None:
         """Write one compressed safetensors file, atomically."""
         data = self.tables.to_bytes({**self.similarity.tensors(), **self.volumes.tensors()}, self.card)
-        temporary = Path(f"{path}.partial")
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            file.write_bytes(data)
 
     @staticmethod
     def load(path: str | Path) -> PrototypeAtlas:

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from crystalml.datasets.arrays import Arrays
 from crystalml.geometry.groups import symmetry_dataset
 from crystalml.prototypes.symmetry import centring, orbit, parameters, space_group, symmetric_cell, vectors
+from crystalml.replacing import replacing
 
 Array = NDArray[Any]
 
@@ -129,8 +130,8 @@ def _save(path: Path, part: Sequence[tuple[int, Description]]) -> None:
         "multiplicity": join("multiplicity", np.zeros(0)).astype(np.int16),
         "letters": np.frombuffer("".join(item.letters for item in items).encode(), np.uint8).copy(),
     }
-    save_file(tensors, path.with_suffix(".partial"))
-    path.with_suffix(".partial").replace(path)
+    with replacing(path) as file:
+        save_file(tensors, file)
 
 
 def _load(path: Path | None) -> list[tuple[int, Description]] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,16 @@ from torch import Tensor
 
 from crystalml.errors import ArchitectureError, WeightsError
 from crystalml.models.model import CrystalModel, ModelConfig
+from crystalml.replacing import replacing
 
 FORMAT = "crystalml-1"
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write atomically: a kill at any moment leaves the old file or the new one, never half of one."""
-    temporary = Path(f"{path}.partial")
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(contiguous, temporary, metadata={"format": FORMAT, "json": json.dumps(metadata)})
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        save_file(contiguous, file, metadata={"format": FORMAT, "json": json.dumps(metadata)})
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from crystalml.device import pick_device
 from crystalml.errors import ArchitectureError, ChecksumError, CrystalMLError, WeightsError
+from crystalml.replacing import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -202,8 +203,10 @@ def register(
         shutil.copyfile(source, target)
     models = _read(registry) if registry.exists() else {}
     models[name] = {key: value for key, value in asdict(info).items() if key != "name"}
-    _write(registry, json.dumps({"version": 1, "models": dict(sorted(models.items()))}, indent=2) + "\n")
-    _write(target.with_suffix(".md"), render_card(info))
+    text = json.dumps({"version": 1, "models": dict(sorted(models.items()))}, indent=2) + "\n"
+    for path, content in ((registry, text), (target.with_suffix(".md"), render_card(info))):
+        with replacing(path) as file:
+            file.write_text(content)
     return info
 
 
@@ -294,9 +297,3 @@ def _read(registry: Path) -> dict[str, dict[str, Any]]:
 def _info(name: str, entry: Mapping[str, Any]) -> ModelInfo:
     known = {f.name for f in fields(ModelInfo)}
     return ModelInfo(**{**{key: value for key, value in entry.items() if key in known}, "name": name})
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

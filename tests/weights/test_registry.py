@@ -70,7 +70,7 @@ def test_registering_again_replaces_and_is_idempotent(shelf, file):
     own = shelf.with_name("tiny-p.safetensors")
     register(own, "tiny-p", {"training_data": "none at all"}, registry=shelf)
     assert shelf.read_bytes() == before
-    assert not list(shelf.parent.glob("*.partial"))
+    assert not [path for path in shelf.parent.iterdir() if ".partial" in path.name]
 
 
 def test_the_card_learns_from_the_training_set(file, shelf):
