@@ -141,6 +141,8 @@ def _read_structure(structure: IStructure, k: int) -> CrystalBatch:
     from pymatgen.core import DummySpecies
 
     _require_periodic(structure.lattice.pbc, k)
+    # AseAtomsAdaptor makes whole atoms of shares, and keeps what ASE knows about them
+    _check_shares(structure.properties, structure.site_properties.get("spacegroup_kinds"), k)
     numbers = []
     for n, site in enumerate(structure):
         if not site.is_ordered:
@@ -163,10 +165,15 @@ def check_whole(atoms: Atoms, k: int = 0) -> None:
 
     ASE keeps the occupancies of a CIF file in `info`, by kind of site, and puts the likeliest species there.
     """
-    kinds, place = atoms.info.get("occupancy"), atoms.arrays.get("spacegroup_kinds")
+    _check_shares(atoms.info, atoms.arrays.get("spacegroup_kinds"), k)
+
+
+def _check_shares(info: Mapping[str, object], places: Iterable[object] | None, k: int) -> None:
+    """places: of each atom, its kind in info["occupancy"]."""
+    kinds = info.get("occupancy")
     if not isinstance(kinds, Mapping):
         return
-    seen = None if place is None else place.astype(str).tolist()
+    seen = None if places is None else [str(place) for place in places]
     for kind, shares in kinds.items():
         if not isinstance(shares, Mapping) or (seen is not None and str(kind) not in seen):
             continue  # something else under this name, or atoms that were deleted
@@ -178,8 +185,8 @@ def check_whole(atoms: Atoms, k: int = 0) -> None:
             _fail(
                 DisorderedStructureError,
                 k,
-                f"by atoms.info['occupancy'] {where} is {parts}; every site must hold one whole atom. Choose "
-                "an ordered approximant, and delete this entry of its info",
+                f"by ASE's 'occupancy' {where} is {parts}; every site must hold one whole atom. Choose an "
+                "ordered approximant, and delete this entry of its info or properties",
             )
 
 
@@ -318,6 +325,15 @@ def to_atoms(batch: CrystalBatch) -> list[Atoms]:
         )
         for x in _cpu(batch).split()
     ]
+
+
+def space_group_of(structure: IStructure, symprec: float = 0.1) -> tuple[str, int] | None:
+    """Hermann-Mauguin symbol and number by spglib at symprec (Angstrom); None where it gives up."""
+    try:
+        name, number = structure.get_space_group_info(symprec=symprec)
+    except Exception:  # spglib does so on degenerate cells with several exception types
+        return None
+    return str(name), int(number)
 
 
 def _cpu(batch: CrystalBatch) -> CrystalBatch:

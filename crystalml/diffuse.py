@@ -13,7 +13,7 @@ import torch
 from pymatgen.core import Structure
 
 from crystalml import __version__, guard
-from crystalml.convert import to_batch, to_structures
+from crystalml.convert import space_group_of, to_batch, to_structures
 from crystalml.crystal import CrystalBatch
 from crystalml.metrics.validity import MIN_VOLUME
 from crystalml.models.model import CrystalModel
@@ -150,11 +150,10 @@ class Diffusion:
         wanted = self.fixed.space_group
         if structure is None or wanted is None:
             return structure, reason
-        try:
-            number = structure.get_space_group_info(symprec=SYMPREC)[1]
-        except Exception:  # spglib gives up on degenerate cells with several exception types
+        found = space_group_of(structure, SYMPREC)
+        if found is None:
             return None, "no space group found"
-        return (structure, "") if number == wanted else (None, f"space group {number}, not {wanted}")
+        return (structure, "") if found[1] == wanted else (None, f"space group {found[1]}, not {wanted}")
 
 
 def known_part(fixed: Fixed, x: CrystalBatch) -> tuple[CrystalBatch, torch.Tensor]:

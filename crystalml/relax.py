@@ -20,11 +20,18 @@ from ase.optimize import FIRE, LBFGS
 from numpy.typing import NDArray
 from pymatgen.core import IStructure, Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
-from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from torch import Tensor
 
 from crystalml.calculators.ase import DaoCalculator
-from crystalml.convert import COINCIDING, check_whole, is_one, listed, to_batch, told_alone
+from crystalml.convert import (
+    COINCIDING,
+    check_whole,
+    is_one,
+    listed,
+    space_group_of,
+    to_batch,
+    told_alone,
+)
 from crystalml.crystal import CrystalBatch
 from crystalml.elements import atomic_number
 from crystalml.errors import CrystalMLError, InputError, NonFiniteError, UnsupportedError
@@ -196,11 +203,8 @@ def spacegroup(structure: IStructure | Atoms, symprec: float = 0.1) -> str:
             return ""
         numbers, frac = structure.numbers, structure.get_scaled_positions(wrap=False)
         structure = Structure(structure.cell[:], numbers.tolist(), frac)
-    try:
-        finder = SpacegroupAnalyzer(structure, symprec=symprec)
-        return f"{finder.get_space_group_symbol()} ({finder.get_space_group_number()})"
-    except Exception:  # spglib gives up on degenerate cells with several exception types
-        return "P1 (1)"
+    symbol, number = space_group_of(structure, symprec) or ("P1", 1)
+    return f"{symbol} ({number})"
 
 
 def _check_kind(item: object, place: int) -> None:

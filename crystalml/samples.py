@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pymatgen.core import Structure
 
+from crystalml.convert import space_group_of
 from crystalml.errors import InputError
 from crystalml.write import SYMPREC, write_structures
 
@@ -29,7 +30,7 @@ class Samples(list[Structure]):
         rows = []
         for structure in self:
             lattice = structure.lattice
-            symbol, number = _group(structure, symprec)
+            symbol, number = space_group_of(structure, symprec) or ("P1", 1)
             row = {
                 "formula": structure.reduced_formula,
                 "atoms": len(structure),
@@ -46,14 +47,6 @@ class Samples(list[Structure]):
     def write(self, path: str | os.PathLike[str], symprec: float = SYMPREC) -> list[str]:
         """To .extxyz, .cif, .cif.zip or .jsonl; CIFs carry their space group. See `write_structures`."""
         return write_structures(self, path, symprec)
-
-
-def _group(structure: Structure, symprec: float) -> tuple[str, int]:
-    try:
-        symbol, number = structure.get_space_group_info(symprec=symprec)
-    except Exception:  # spglib gives up on degenerate cells with several exception types
-        return "P1", 1
-    return symbol, number
 
 
 def plot_path(

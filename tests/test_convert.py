@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import DummySpecies, Element, Lattice, Molecule, Species, Structure
+from pymatgen.io.ase import AseAtomsAdaptor
 
 from crystalml import errors
 from crystalml.convert import to_atoms, to_batch, to_structures
@@ -222,6 +223,8 @@ def test_partial_occupancy_is_seen_where_ase_hides_it() -> None:
         for seen in (atoms, atoms * 2, plain):
             with pytest.raises(errors.DisorderedStructureError, match=f"structure 1: .*{message}.*ordered"):
                 to_batch([SALT, seen])
+        with pytest.raises(errors.DisorderedStructureError, match=f"{message}.*ordered"):
+            to_batch(AseAtomsAdaptor.get_structure(atoms))  # type: ignore[arg-type]
         assert to_batch(atoms[atoms.numbers == 17]).num_atoms.tolist() == [4]  # the whole ones
     mixed.info["occupancy"] = 0.5  # not ASE's
     assert len(to_batch(mixed)) == 1

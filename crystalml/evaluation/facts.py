@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from pymatgen.core import Structure
-from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from crystalml.convert import to_batch
+from crystalml.convert import space_group_of, to_batch
 from crystalml.elements import atomic_number
 from crystalml.errors import UnsupportedError
 from crystalml.metrics.fingerprints import structure_fingerprint
@@ -53,10 +52,8 @@ def _composition(structure: Structure) -> bool | None:
 
 def spacegroup(structure: Structure) -> int:
     """International number by spglib; 1 where it finds none."""
-    try:
-        return int(SpacegroupAnalyzer(structure, symprec=SYMPREC).get_space_group_number())
-    except Exception:  # spglib gives up on degenerate cells with several exception types
-        return 1
+    found = space_group_of(structure, SYMPREC)
+    return found[1] if found else 1
 
 
 def local_order(structure: Structure) -> list[float] | None:
