@@ -346,9 +346,13 @@ def fit_ranker(
     folders: Annotated[list[Path], typer.Argument(help="Of `benchmark hybrid --table` on validation.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The ranker's JSON.")] = Path("ranker.json"),
     ridge: Annotated[float, typer.Option(min=0, help="Pull of standardised weights to zero.")] = 0.01,
+    first: Annotated[
+        Path | None, typer.Option(help="A ranker to keep; fit only what follows relaxation.")
+    ] = None,
 ) -> None:
     """Fit the ranker of hybrid prediction to validation crystals, and say what it is worth."""
     from crystalml.benchmarks.ranker import fit
+    from crystalml.hybrid.rank import Ranker
 
-    fit(folders, out, ridge)
+    fit(folders, out, ridge, None if first is None else Ranker.load(first))
     typer.echo(f"Ranker: {out}")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pymatgen.core import Composition, Structure
 
@@ -17,7 +18,7 @@ from crystalml.benchmarks.targets import choose, read_test, structures
 from crystalml.compiled import compile_potential
 from crystalml.device import pick_device
 from crystalml.hybrid.predict import POOL, Denoising, Hybrid, Request
-from crystalml.hybrid.rank import FEATURES, Ranker, features
+from crystalml.hybrid.rank import FEATURES, Ranker, features, features_after
 from crystalml.hybrid.refine import Judged
 from crystalml.journal import Journal, write_json
 from crystalml.metrics.match import TargetMatches, compare, score
@@ -122,11 +123,16 @@ def run(
                 Request([Cell(truth.composition, 1).content], same_formula=same_formula) for truth in truths
             ]
             judged = hybrid.judged([hybrid.propose(r, max(hybrid.pool, *shots)) for r in requests])
-            answers = hybrid.choose([hybrid.ranked(row) for row in judged], max(shots))
+            ranked = [hybrid.ranked(row) for row in judged]
+            relaxed = hybrid.relaxed(ranked, max(shots))
+            seen = [_after(row, ends) for row, ends in zip(judged, relaxed, strict=True)] if table else []
+            answers = hybrid.answers(relaxed, ranked, max(shots))
             seconds = (time.perf_counter() - begin) / len(truths)
             rows = list(_matches(part.ids, answers, truths, max(shots), gated, processes))
             if table:
-                notes.append(_proposals(part.ids, judged, truths, processes))
+                ends = compare(relaxed, truths, False, processes)
+                after = [{**row, "rms": match.rms} for row, match in zip(seen, ends, strict=True)]
+                notes.append(_proposals(part.ids, judged, after, truths, processes))
             journal.append({**row, "seconds": seconds} for row in rows)
             done |= {row["id"]: {**row, "seconds": seconds} for row in rows}
             bar.advance(len(truths))
@@ -146,17 +152,33 @@ def _matches(
         yield {"id": name, **asdict(row)}
 
 
+def _after(judged: Sequence[Judged], ends: Sequence[Structure]) -> dict[str, Any]:
+    """What relaxation tells of the likeliest proposals: their places among all, and features but log P."""
+    place = {item.structure.properties["proposal"]: k for k, item in enumerate(judged)}
+    told = features_after(ends, np.zeros(len(ends)))[:, 1:].tolist() if ends else []
+    return {
+        "proposals": [place[end.properties["proposal"]] for end in ends],
+        "features": [[round(v, 5) for v in x] for x in told],
+    }
+
+
 def _proposals(
-    ids: Sequence[str], judged: Sequence[Sequence[Judged]], truths: Sequence[Structure], processes: int
+    ids: Sequence[str],
+    judged: Sequence[Sequence[Judged]],
+    after: Sequence[dict[str, Any]],
+    truths: Sequence[Structure],
+    processes: int,
 ) -> Iterator[dict[str, Any]]:
-    """Per target the features of its proposals and their rms to it."""
+    """Per target the features of its proposals and their rms to it, before and after relaxation."""
     structures = [[item.structure for item in row] for row in judged]
-    for name, row, match in zip(ids, judged, compare(structures, truths, False, processes), strict=True):
+    matches = compare(structures, truths, False, processes)
+    for name, row, match, relaxed in zip(ids, judged, matches, after, strict=True):
         yield {
             "id": name,
             "features": [[round(v, 5) for v in x] for x in features(row).tolist()] if row else [],
             "names": list(FEATURES),
             "rms": match.rms,
+            "after": relaxed,
         }
 
 

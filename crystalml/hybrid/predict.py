@@ -9,7 +9,7 @@ from math import exp
 import numpy as np
 from pymatgen.core import Structure
 
-from crystalml.hybrid.rank import Ranker
+from crystalml.hybrid.rank import Ranker, features_after
 from crystalml.hybrid.refine import Judged, Trust, denoise_all, judge_all, relax_all
 from crystalml.models.model import CrystalModel
 from crystalml.noise.rng import stable_seed
@@ -20,6 +20,7 @@ from crystalml.prototypes.substitute import predictions
 from crystalml.sample.base import Sampler
 
 POOL = 60  # proposals looked at, at least: the right one is seldom beyond
+SHORTLIST = 20  # of them are relaxed, at least: energies of minima tell more than those of proposals
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ class Hybrid:
         """The proposals of one request, likeliest first, with rank_score, the log of their probability."""
         if not judged:
             return []
-        ranker = self.ranker or (Ranker.by_score() if self.potential is None else Ranker.default())
-        shares = ranker.log_probabilities(judged)
+        shares = self._ranker.log_probabilities(judged)
         out = []
         for k in np.argsort(-shares, kind="stable").tolist():
             structure = judged[k].structure
@@ -126,19 +126,47 @@ class Hybrid:
             out.append(structure)
         return out
 
+    def relaxed(self, ranked: Sequence[Sequence[Structure]], n: int | Sequence[int]) -> list[list[Structure]]:
+        """The n or SHORTLIST likeliest of each request as relaxation leaves them, in order; in one batch."""
+        sizes = [max(k, SHORTLIST) for k in _each(n, len(ranked))]
+        best = [list(row[:k]) for row, k in zip(ranked, sizes, strict=True)]
+        flat = [structure for row in best for structure in row]
+        if self.potential is None or not self.relax_steps or not flat:
+            return best
+        ends = iter(relax_all(flat, self.potential, self.relax_steps, trust=self.trust))
+        return [[next(ends) for _ in row] for row in best]
+
     def choose(self, ranked: Sequence[Sequence[Structure]], n: int | Sequence[int]) -> list[list[Structure]]:
-        """The n likeliest of each request, relaxed; if there are fewer, the starts of relaxations follow."""
-        wanted = _each(n, len(ranked))
-        best = [list(row[:k]) for row, k in zip(ranked, wanted, strict=True)]
-        relaxed = [structure for row in best for structure in row]
-        if self.potential is not None and self.relax_steps and relaxed:
-            relaxed = relax_all(relaxed, self.potential, self.relax_steps, trust=self.trust)
-        answers, place = [], 0
-        for row, all_of_it, k in zip(best, ranked, wanted, strict=True):
-            ends = relaxed[place : place + len(row)]
-            place += len(row)
-            answers.append(distinct([*ends, *all_of_it[k:], *row], k))
-        return answers
+        """The n likeliest of each request, relaxed and ranked anew; if there are fewer, the starts of
+        relaxations follow.
+        """
+        return self.answers(self.relaxed(ranked, n), ranked, n)
+
+    def answers(
+        self,
+        relaxed: Sequence[Sequence[Structure]],
+        ranked: Sequence[Sequence[Structure]],
+        n: int | Sequence[int],
+    ) -> list[list[Structure]]:
+        """As `choose`, of what `relaxed` returned."""
+        rows = zip(relaxed, ranked, _each(n, len(ranked)), strict=True)
+        return [
+            distinct([*self._again(ends), *row[len(ends) :], *row[: len(ends)]], k) for ends, row, k in rows
+        ]
+
+    @property
+    def _ranker(self) -> Ranker:
+        return self.ranker or (Ranker.by_score() if self.potential is None else Ranker.default())
+
+    def _again(self, answers: Sequence[Structure]) -> list[Structure]:
+        """Answers in the order of what relaxation told, if there was one."""
+        if not answers or self.potential is None or not self.relax_steps:
+            return list(answers)
+        before = np.array([s.properties["rank_score"] for s in answers])
+        shares = self._ranker.log_shares_after(features_after(answers, before))
+        for structure, share in zip(answers, shares.tolist(), strict=True):
+            structure.properties.update(rank_score=share, probability=exp(share))
+        return [answers[k] for k in np.argsort(-shares, kind="stable").tolist()]
 
 
 def _each(n: int | Sequence[int], count: int) -> list[int]:

@@ -2,7 +2,8 @@
 
 P(i) = exp(w . x_i) / sum_j exp(w . x_j) over the proposals j of one request, x_i its features. The weights
 maximise sum over targets of log P(any proposal that matches), with a ridge (McFadden 1974; marginal
-likelihood, since several proposals may match).
+likelihood, since several proposals may match). The likeliest are relaxed, which tells more of their energies;
+a second such logit, of log P, these energies, and whether they are believed, then decides among these.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pymatgen.core import Structure
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
@@ -37,6 +39,14 @@ FEATURES = {
     "split": "1 where two elements share one colour",
     "supercell": "1 for a supercell of a smaller prototype",
 }
+AFTER = {
+    "log_share": "log of the probability before relaxation",
+    "depth": "energy where it ended above the lowest answer's, eV/atom, at most 0.1",
+    "believed": "1 where it ended within the trusted region",
+}
+"""What decides among answers that were relaxed."""
+
+_UNMOVED = {"log_share": 1.0, "depth": 0.0, "believed": 0.0}
 DEFAULT = Path(__file__).parent / "ranker.json"
 
 
@@ -62,23 +72,35 @@ def features(proposals: Sequence[Judged]) -> Array:
     return np.stack([columns[name] for name in FEATURES], 1)
 
 
+def features_after(answers: Sequence[Structure], log_share: Array) -> Array:
+    """(m, 3) AFTER of what relaxation made of proposals; without its energies, only the order counts."""
+    energy = np.array([s.properties.get("minimum_energy", math.nan) for s in answers])
+    known = np.isfinite(energy)
+    lowest = energy[known].min() if known.any() else 0.0
+    depth = np.where(known, np.minimum(energy - lowest, 0.1), 0.1)
+    believed = np.array([bool(s.properties.get("relaxed")) for s in answers], float)
+    return np.stack([log_share, depth, believed], 1)
+
+
 @dataclass(frozen=True)
 class Ranker:
-    """weights: of each feature. card: how they were made."""
+    """weights: of each of FEATURES. after: of each of AFTER; as given, relaxation changes nothing. card: how
+    they were made.
+    """
 
     weights: Mapping[str, float]
     card: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=lambda: dict(_UNMOVED))
 
     def __post_init__(self) -> None:
-        if set(self.weights) != set(FEATURES):
-            raise InputError(
-                f"a ranker needs a weight for each of {list(FEATURES)}, not {list(self.weights)}"
-            )
+        for given, known in ((self.weights, FEATURES), (self.after, AFTER)):
+            if set(given) != set(known):
+                raise InputError(f"a ranker needs a weight for each of {list(known)}, not {list(given)}")
 
     @property
     def name(self) -> str:
         """A digest of the weights."""
-        text = json.dumps(dict(sorted(self.weights.items())))
+        text = json.dumps(dict(sorted(self.weights.items())) | dict(sorted(self.after.items())))
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
     def log_probabilities(self, proposals: Sequence[Judged]) -> Array:
@@ -91,8 +113,17 @@ class Ranker:
         out: Array = total - logsumexp(total)
         return out
 
+    def log_shares_after(self, x: Array) -> Array:
+        """(m,) log P of answers that were relaxed, from `features_after`. What the answers have together is
+        what they had together before.
+        """
+        total = x @ np.array([self.after[name] for name in AFTER])
+        out: Array = total - logsumexp(total) + logsumexp(x[:, 0])
+        return out
+
     def save(self, path: str | Path) -> None:
-        data = {"weights": dict(self.weights), "features": FEATURES, **self.card}
+        known = {"features": FEATURES, "after_features": AFTER}
+        data = {"weights": dict(self.weights), "after": dict(self.after), **known, **self.card}
         Path(path).write_text(json.dumps(data, indent=1) + "\n")
 
     @staticmethod
@@ -100,11 +131,13 @@ class Ranker:
         try:
             data = json.loads(Path(path).read_text())
             weights = {name: float(data["weights"][name]) for name in FEATURES}
+            after = {name: float(data.get("after", _UNMOVED)[name]) for name in AFTER}
         except (OSError, ValueError, KeyError) as error:
             raise FileReadError(
                 f"{path} is no ranker ({error!r}); make one with `crystalml fit-ranker`"
             ) from error
-        return Ranker(weights, {key: value for key, value in data.items() if key != "weights"})
+        card = {key: value for key, value in data.items() if key not in ("weights", "after")}
+        return Ranker(weights, card, after)
 
     @staticmethod
     @cache
@@ -125,11 +158,22 @@ def fit_ranker(
 
     ridge: of standardised weights. fixed: names of features that shall not count.
     """
+    return Ranker(_fitted(tables, list(FEATURES), ridge, fixed))
+
+
+def fit_after(ranker: Ranker, tables: Sequence[tuple[Array, Array]], ridge: float = 0.003) -> Ranker:
+    """The ranker with `after` fitted to (features_after (m, 3), matches (m,)) of many targets."""
+    return replace(ranker, after=_fitted(tables, list(AFTER), ridge))
+
+
+def _fitted(
+    tables: Sequence[tuple[Array, Array]], names: Sequence[str], ridge: float, fixed: Sequence[str] = ()
+) -> dict[str, float]:
     usable = [(x, y) for x, y in tables if y.any() and not y.all()]
     if not usable:
         raise InputError("no target has both proposals that match and proposals that do not: nothing to fit")
     scale = np.concatenate([x for x, _ in usable]).std(0)
-    free = np.array([name not in fixed for name in FEATURES]) & (scale > 1e-9)
+    free = np.array([name not in fixed for name in names]) & (scale > 1e-9)
     scale = np.where(scale > 1e-9, scale, 1.0)
 
     def loss(w: Array) -> tuple[float, Array]:
@@ -142,6 +186,6 @@ def fit_ranker(
             slope = slope + ((p - q) @ (x / scale * free)) / len(usable)
         return value, slope
 
-    found = minimize(loss, np.zeros(len(FEATURES)), jac=True, method="L-BFGS-B")
+    found = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B")
     weights = found.x * free / scale
-    return Ranker({name: round(float(w), 4) for name, w in zip(FEATURES, weights, strict=True)})
+    return {name: round(float(w), 4) for name, w in zip(names, weights, strict=True)}

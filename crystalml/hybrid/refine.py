@@ -74,8 +74,8 @@ def relax_all(
     """Atoms and cells relaxed in one batch with L-BFGS, each structure within its space group.
 
     What comes back lies on the way from start to minimum, at `trust.share`; one whose minimum is outside
-    the trusted region is as it was. `properties` then hold relaxed (bool), relax_steps and the
-    energy_per_atom it has now.
+    the trusted region is as it was. `properties` then hold relaxed (bool), relax_steps, the energy_per_atom
+    it has now and the minimum_energy (eV/atom) where relaxation ended, believed or not, NaN where it failed.
     """
     region = trust or Trust()
     settings = RelaxSettings(fmax=fmax, max_steps=steps, fix_symmetry=True)
@@ -112,7 +112,9 @@ def _kept(start: Structure, crystal: CrystalBatch, result: Relaxed, trust: Trust
     good = result.error is None and math.isfinite(result.energy) and within(crystal, end, trust)
     structure = _as_structure(between(crystal, end, trust.share), start) if good else start.copy()
     steps = result.steps if good else 0
-    structure.properties = {**start.properties, "relaxed": good, "relax_steps": steps}
+    energy = math.nan if result.error else result.energy / len(start)
+    known = {"relaxed": good, "relax_steps": steps, "minimum_energy": energy}
+    structure.properties = {**start.properties, **known}
     return structure
 
 

@@ -50,6 +50,11 @@ def test_a_ranker_is_fitted_to_what_the_benchmark_wrote(
     report = fit([tmp_path / "a"], tmp_path / "ranker.json")
     ranker = Ranker.load(tmp_path / "ranker.json")
     assert ranker.weights["score"] > 0 and ranker.weights["gap"] == 0
-    assert ranker.card["targets"] == 5 and "mean_log_likelihood" in report
+    assert ranker.card["targets"] == 5 and "mean_log_likelihood" in report["relaxed, ranked anew"]
+    kept = Ranker(dict.fromkeys(ranker.weights, 0.0) | {"score": 1.5}, {"made": "elsewhere"})
+    fit([tmp_path / "a"], tmp_path / "second.json", first=kept)
+    second = Ranker.load(tmp_path / "second.json")
+    assert second.weights == kept.weights and second.card["first"] == kept.card
+    assert second.after["log_share"] > 0 and second.after["depth"] == 0  # no potential was asked
     with pytest.raises(InputError, match=r"proposals\.jsonl"):
         fit([tmp_path / "nothing"], tmp_path / "r.json")

@@ -55,6 +55,21 @@ def test_chemistry_ranks_without_a_potential_and_energy_with_one(atlas: Prototyp
     assert ranked[0].properties["energy_per_atom"] == pytest.approx(0, abs=1e-9)
 
 
+def test_what_relaxation_tells_ranks_anew(atlas: PrototypeAtlas) -> None:
+    """Chemistry prefers rock salt, and energies before relaxation are not asked; minima are."""
+    request = Request([{"K": 1, "Br": 1}])
+    score = {name: float(name == "score") for name in FEATURES}
+    deep = Ranker(score, after={"log_share": 1.0, "depth": -1000.0, "believed": 0.0})
+    two = Hybrid(atlas, cubic_is_low, ranker=deep)([request], 2)[0]
+    assert groups(two) == [221, 225]
+    assert sum(s.properties["probability"] for s in two) == pytest.approx(1)
+    assert two[0].properties["minimum_energy"] < two[1].properties["minimum_energy"]
+    one = Hybrid(atlas, cubic_is_low, ranker=deep)([request], 1)[0]
+    assert groups(one) == [221]  # the best does not depend on how many are wanted
+    unrelaxed = Hybrid(atlas, cubic_is_low, ranker=deep, relax_steps=0)([request], 2)[0]
+    assert groups(unrelaxed) == [225, 221]
+
+
 def test_requests_do_not_depend_on_each_other(atlas: PrototypeAtlas) -> None:
     hybrid = Hybrid(atlas, cubic_is_low, ranker=BY_ENERGY)
     requests = [Request([{"K": 1, "Br": 1}]), Request([{"Rb": 1, "I": 1}])]

@@ -1,5 +1,7 @@
 """The ranker learns what decides, says probabilities, and refuses what it cannot read."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from crystalml.errors import FileReadError, InputError
-from crystalml.hybrid.rank import FEATURES, Ranker, features, fit_ranker
+from crystalml.hybrid.rank import AFTER, FEATURES, Ranker, features, features_after, fit_after, fit_ranker
 from crystalml.hybrid.refine import Judged
 
 NAMES = list(FEATURES)
@@ -88,19 +90,65 @@ def test_what_does_not_vary_gets_no_weight() -> None:
         fit_ranker([(np.zeros((3, len(NAMES))), np.zeros(3, bool))])
 
 
+def ended(energy: float | None, believed: bool = True) -> Structure:
+    salt = Structure(Lattice.cubic(4.0), ["Na"], [[0, 0, 0]])
+    salt.properties = {"relaxed": believed} | ({} if energy is None else {"minimum_energy": energy})
+    return salt
+
+
+def test_what_relaxation_tells() -> None:
+    answers = [ended(-3.0), ended(-3.05), ended(-2.0, False), ended(None, False), ended(float("nan"))]
+    before = np.log([0.4, 0.1, 0.1, 0.1, 0.05])
+    x = features_after(answers, before)
+    np.testing.assert_allclose(x[:, 0], before)
+    np.testing.assert_allclose(x[:, 1], [0.05, 0, 0.1, 0.1, 0.1])
+    np.testing.assert_allclose(x[:, 2], [1, 1, 0, 0, 1])
+    plain = Ranker(dict.fromkeys(NAMES, 0.0))
+    np.testing.assert_allclose(plain.log_shares_after(x), before)  # nothing learned, nothing changed
+    keen = replace(plain, after={"log_share": 0.8, "depth": -30.0, "believed": 1.0})
+    after = keen.log_shares_after(x)
+    assert after.argmax() == 1 and np.exp(after).sum() == pytest.approx(0.75)  # what they had together stays
+
+
+def test_the_second_fit_recovers_the_weights_of_its_own_model() -> None:
+    rng = np.random.default_rng(3)
+    truth, tables = np.array([0.8, -20.0, 0.7]), []
+    for _ in range(1500):
+        share = np.log(rng.dirichlet(np.ones(10)))
+        x = np.column_stack([share, rng.uniform(0, 0.1, 10), rng.random(10) < 0.8])
+        p = np.exp(x @ truth)
+        y = np.zeros(10, bool)
+        y[rng.choice(10, p=p / p.sum())] = True
+        tables.append((x, y))
+    ranker = Ranker(dict.fromkeys(NAMES, 0.5))
+    found = fit_after(ranker, tables, ridge=1e-6)
+    np.testing.assert_allclose([found.after[name] for name in AFTER], truth, rtol=0.15)
+    assert found.weights == ranker.weights
+
+
 def test_files(tmp_path: Path) -> None:
-    ranker = Ranker({name: float(k) for k, name in enumerate(NAMES)}, {"made": "here"})
+    after = {"log_share": 0.8, "depth": -18.0, "believed": 0.7}
+    ranker = Ranker({name: float(k) for k, name in enumerate(NAMES)}, {"made": "here"}, after)
     ranker.save(tmp_path / "r.json")
     back = Ranker.load(tmp_path / "r.json")
-    assert back.weights == ranker.weights and back.card["made"] == "here"
+    assert back.weights == ranker.weights and back.after == after and back.card["made"] == "here"
+    assert back.name == ranker.name != replace(ranker, after={**after, "depth": 0.0}).name
+    content = json.loads((tmp_path / "r.json").read_text())
+    del content["after"]  # as rankers were written before there was any
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    assert Ranker.load(tmp_path / "r.json").after == {"log_share": 1.0, "depth": 0.0, "believed": 0.0}
     (tmp_path / "bad.json").write_text('{"weights": {"score": 1}}')
     with pytest.raises(FileReadError, match="fit-ranker"):
         Ranker.load(tmp_path / "bad.json")
     with pytest.raises(InputError, match="score"):
         Ranker({"beauty": 1.0})
+    with pytest.raises(InputError, match="depth"):
+        replace(ranker, after={"beauty": 1.0})
 
 
 def test_the_shipped_ranker_trusts_chemistry_and_low_energies() -> None:
     weights = Ranker.default().weights
     assert weights["score"] > 0 and weights["gap"] <= 0 and weights["low"] >= 0
+    after = Ranker.default().after
+    assert after["log_share"] > 0 and after["depth"] <= 0 and after["believed"] >= 0
     assert Ranker.default().card["made"]
