@@ -125,14 +125,11 @@ def run(
             judged = hybrid.judged([hybrid.propose(r, max(hybrid.pool, *shots)) for r in requests])
             ranked = [hybrid.ranked(row) for row in judged]
             relaxed = hybrid.relaxed(ranked, max(shots))
-            seen = [_after(row, ends) for row, ends in zip(judged, relaxed, strict=True)] if table else []
             answers = hybrid.answers(relaxed, ranked, max(shots))
             seconds = (time.perf_counter() - begin) / len(truths)
             rows = list(_matches(part.ids, answers, truths, max(shots), gated, processes))
             if table:
-                ends = compare(relaxed, truths, False, processes)
-                after = [{**row, "rms": match.rms} for row, match in zip(seen, ends, strict=True)]
-                notes.append(_proposals(part.ids, judged, after, truths, processes))
+                notes.append(_proposals(part.ids, judged, relaxed, truths, processes))
             journal.append({**row, "seconds": seconds} for row in rows)
             done |= {row["id"]: {**row, "seconds": seconds} for row in rows}
             bar.advance(len(truths))
@@ -165,20 +162,21 @@ def _after(judged: Sequence[Judged], ends: Sequence[Structure]) -> dict[str, Any
 def _proposals(
     ids: Sequence[str],
     judged: Sequence[Sequence[Judged]],
-    after: Sequence[dict[str, Any]],
+    relaxed: Sequence[Sequence[Structure]],
     truths: Sequence[Structure],
     processes: int,
 ) -> Iterator[dict[str, Any]]:
     """Per target the features of its proposals and their rms to it, before and after relaxation."""
     structures = [[item.structure for item in row] for row in judged]
     matches = compare(structures, truths, False, processes)
-    for name, row, match, relaxed in zip(ids, judged, matches, after, strict=True):
+    after = compare(relaxed, truths, False, processes)
+    for name, row, match, ends, end in zip(ids, judged, matches, relaxed, after, strict=True):
         yield {
             "id": name,
             "features": [[round(v, 5) for v in x] for x in features(row).tolist()] if row else [],
             "names": list(FEATURES),
             "rms": match.rms,
-            "after": relaxed,
+            "after": {**_after(row, ends), "rms": end.rms},
         }
 
 
