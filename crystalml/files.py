@@ -40,7 +40,8 @@ def expand(path: str | Path) -> list[Path]:
     """
     file = Path(path).expanduser()
     if file.is_dir():
-        inside = sorted(f for f in file.iterdir() if f.is_file())
+        # what a killed run left half written (`replacing`) is no input
+        inside = sorted(f for f in file.iterdir() if f.is_file() and ".partial" not in f.suffixes)
         files = [f for f in inside if _kind(f) and not _other_json(f)]
         if not files:
             raise FileReadError(f"{path}: there is no {KINDS} file in this folder")

@@ -15,6 +15,7 @@ from pymatgen.core import Lattice, Structure
 from crystalml.convert import read_structures
 from crystalml.errors import FileReadError
 from crystalml.files import expand, stem
+from crystalml.replacing import replacing
 
 SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 VASP4 = "no names\n1.0\n4 0 0\n0 4 0\n0 0 4\n1 1\nDirect\n0 0 0\n.5 .5 .5\n"
@@ -211,3 +212,10 @@ def test_a_bad_frame_does_not_take_the_others_of_its_file_along(tmp_path: Path) 
     assert [name[-2:] for name, _ in failures] == ["@1"] and "pbc" in str(failures[0][1])
     with pytest.raises(FileReadError, match=r"a\.extxyz@1: pbc"):
         read_structures(tmp_path / "a.extxyz")
+
+
+def test_what_a_killed_run_left_half_written_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.cif").write_text("data_a")
+    writing = replacing(tmp_path / "b.cif")
+    writing.__enter__().write_text("data_")  # and never left
+    assert expand(tmp_path) == [tmp_path / "a.cif"]
