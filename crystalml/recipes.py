@@ -54,9 +54,9 @@ _GEMSNET: dict[Size, GemsNetConfig] = {
 _PERIODIC: dict[Size, PeriodicConfig] = {
     "tiny": PeriodicConfig(16, 1, 2, 4, 8, 8, 6, 5.0, scale=6.0),
     "small": PeriodicConfig(64, 2, 8, 16, 32, 32, 10, 4.5, scale=6.0),
-    "base": PeriodicConfig(128, 3, 8, 32, 64, 64, 12, 4.5, scale=6.0, hidden=8),
+    "base": PeriodicConfig(128, 3, 8, 32, 64, 64, 12, 4.5, scale=6.0, hidden=8, order=3),
     # no paper's: the largest, for a GPU
-    "paper": PeriodicConfig(256, 4, 8, 64, 128, 64, 16, 6.0, scale=6.0, hidden=8),
+    "paper": PeriodicConfig(256, 4, 8, 64, 128, 64, 16, 6.0, scale=6.0, hidden=8, order=3),
 }
 
 _FRAMENET: dict[Size, FourierFrameNetConfig] = {
@@ -169,7 +169,7 @@ def dao_p(size: Size = "small") -> Recipe:
     """Formation energy per atom with forces and stresses by the periodic Crysformer: any cell, any size."""
     scale = EnergyScale()  # the elements' shifts are fitted to the data before the first step
     model = ModelConfig(_sized(_PERIODIC, size), noise=False, energy=scale)
-    return Recipe("dao-p", model, None, Potential(scale, forces_weight=4.0, dimers=16))
+    return Recipe("dao-p", model, None, Potential(scale, forces_weight=4.0, dimers=16, moduli_weight=1.0))
 
 
 GEOSSL: dict[str, GeoSSL] = {

@@ -146,8 +146,8 @@ def _with_moduli(recipe: Recipe, moduli: PackedDataset | None) -> Recipe:
 def _start(init: Path | None, recipe: Recipe) -> CrystalModel:
     """New weights, or those to fine-tune, which have to know the recipe's noise.
 
-    They keep their sizes, but a shallower GemsNet is given the recipe's depth and a narrower potential the
-    width of its feed-forward networks: that is cheaper than to train a large one from the start.
+    They keep their sizes, but a shallower GemsNet is given the recipe's depth and a smaller potential its
+    depth, order and width of feed-forward networks: that is cheaper than to train a large one from the start.
     """
     if init is None:
         return recipe.model.build()
@@ -162,12 +162,16 @@ def _start(init: Path | None, recipe: Recipe) -> CrystalModel:
     grown: GemsNet | PeriodicCrysformer
     if isinstance(net, GemsNet) and isinstance(wanted, GemsNetConfig) and wanted.depth > net.config.depth:
         grown = net.deepened(wanted.depth)
-    elif (
-        isinstance(net, PeriodicCrysformer)
-        and isinstance(wanted, PeriodicConfig)
-        and wanted.hidden > net.config.hidden
-    ):
-        grown = net.widened(wanted.hidden)
+    elif isinstance(net, PeriodicCrysformer) and isinstance(wanted, PeriodicConfig):
+        config = net.config
+        grown = net.grown(
+            replace(
+                config,
+                depth=max(config.depth, wanted.depth),
+                hidden=max(config.hidden, wanted.hidden),
+                order=max(config.order, wanted.order),
+            )
+        )
     else:
         return model
     model.encoder, model.config = grown, replace(model.config, encoder=grown.config)

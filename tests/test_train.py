@@ -65,19 +65,19 @@ def test_a_shallow_gemsnet_is_deepened_and_says_the_same_at_first(tmp_path: Path
     assert any(s is not None and s.abs().max() > 0 for s in slopes)  # and what adds nothing yet can learn to
 
 
-def test_a_narrow_potential_is_widened_and_says_the_same_at_first(tmp_path: Path) -> None:
+def test_a_small_potential_is_grown_and_says_the_same_at_first(tmp_path: Path) -> None:
     recipe = RECIPES["dao-p"]("tiny")
     list(
         train(
             TrainConfig(recipe, tmp_path / "a", fit=FitConfig(steps=2, lr=1e-2), compile=False), _data(0, 6)
         )
     )
-    encoder = replace(recipe.model.encoder, hidden=5)  # type: ignore[type-var]
+    encoder = replace(recipe.model.encoder, hidden=5, order=3, depth=2)  # type: ignore[type-var]
     wide = replace(recipe, model=replace(recipe.model, encoder=encoder))
     weights, fit = tmp_path / "a" / "model.safetensors", FitConfig(steps=1, lr=0.0)
     list(train(TrainConfig(wide, tmp_path / "b", fit=fit, init=weights, compile=False), _data(0, 6)))
     a, b = load_model_file(weights), load_model_file(tmp_path / "b" / "model.safetensors")
-    assert (a.config.encoder.hidden, b.config.encoder.hidden) == (2, 5)  # type: ignore[union-attr]
+    assert a.config.encoder == recipe.model.encoder and b.config.encoder == encoder
     x = _data(2, 5)[torch.arange(5)]
     torch.testing.assert_close(a.energy(x), b.energy(x))
     last = b.encoder.blocks[0].ffn[2].weight  # type: ignore[index, union-attr]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ class PeriodicConfig:
     order 10: with 1, they are all but directions, and energies bend sharply about symmetric sites.
     hidden: width of the feed-forward networks in `dim`. What they do is done once an atom, not once a pair:
     the cheapest place for weights.
+    order: of the highest moments of an atom's surroundings, 2 or 3.
     """
 
     dim: int = 128
@@ -43,8 +45,11 @@ class PeriodicConfig:
     blind: float = 0.5
     scale: float = 1.0
     hidden: int = 2
+    order: int = 2
 
     def __post_init__(self) -> None:
+        if self.order not in (2, 3):
+            raise ValueError(f"order {self.order}: moments are of order 2 or 3")
         if self.message % self.heads or self.vectors % self.heads:
             raise ValueError(
                 f"heads {self.heads} must divide message {self.message} and vectors {self.vectors}"
@@ -58,8 +63,8 @@ class PeriodicConfig:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What all blocks read of the pairs: edge (n, K, edge_dim), weight (n, K, 1), harmonics (n, 13, K) and
-    unit (n, K, 3), the vectors among these."""
+    """What all blocks read of the pairs: edge (n, K, edge_dim), weight (n, K, 1), harmonics
+    (n, (order + 1)^2, K) and unit (n, K, 3), the vectors among these."""
 
     pairs: Pairs
     edge: Tensor
@@ -101,15 +106,22 @@ class PeriodicCrysformer(nn.Module):
     def dim(self) -> int:
         return self.config.dim
 
-    def widened(self, hidden: int) -> PeriodicCrysformer:
-        """Wider feed-forward networks that say the same: what is new in them starts at random, unheard."""
-        wide = PeriodicCrysformer(replace(self.config, hidden=hidden)).to(next(self.parameters()))
-        state, known = wide.state_dict(), self.state_dict()
-        for name, value in state.items():
-            if name.endswith("ffn.2.weight"):
+    def grown(self, config: PeriodicConfig) -> PeriodicCrysformer:
+        """A network at least as wide, deep and of at least the order, that says the same: what is new in it
+        starts at random, unheard."""
+        net = PeriodicCrysformer(config).to(next(self.parameters()))
+        known = self.state_dict()
+        for name, value in net.state_dict().items():
+            old = known.get(name)
+            if name.endswith("ffn.2.weight") or (
+                old is None and name.endswith(("out.weight", "bend.weight"))
+            ):
                 value.zero_()
-            value[tuple(slice(n) for n in known[name].shape)] = known[name]
-        return wide
+            if old is not None:
+                if name.endswith("ffn.0.weight"):
+                    value[: len(old)] = 0.0  # old units do not read what is new
+                value[tuple(slice(n) for n in old.shape)] = old
+        return net
 
     def forward(
         self, x: CrystalBatch, t: Tensor | None = None, edges: Neighbors | Topology | None = None
@@ -130,7 +142,7 @@ class PeriodicCrysformer(nn.Module):
         s = self.embed(self.elements[numbers]) + self.embed_own(numbers)
         own, other = self.edge_ends(s).chunk(2, -1)
         e = self.edge_radial(bessel(r, self.config.basis)) + (own[:, None] + pairs.gather(other))
-        harmonics = moments(unit)
+        harmonics = moments(unit, self.config.order)
         near = Surroundings(pairs, silu(e), envelope(r)[..., None], harmonics.mT, harmonics[..., 1:4])
         v = seen = None
         for block in self.blocks:
@@ -147,11 +159,39 @@ def unit_variance(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def moments(unit: Tensor) -> Tensor:
-    """[1 | sqrt(3) u | sqrt(27/2) (u u^T - I/3)]: (..., 3) -> (..., 13), of unit size over the sphere."""
-    square = unit[..., :, None] * unit[..., None, :]
-    square = square - torch.eye(3, dtype=unit.dtype, device=unit.device) / 3
-    return torch.cat([torch.ones_like(unit[..., :1]), 3**0.5 * unit, 13.5**0.5 * square.flatten(-2)], -1)
+def moments(unit: Tensor, order: int = 2) -> Tensor:
+    """(..., 3) -> (..., (order + 1)^2): 1, sqrt(3) u, and of sqrt(27/2) (u u^T - I/3) and, in order 3, of
+    sqrt(135/2) (u u u - u's share of its traces) the entries that the others follow from (`whole_tensor`).
+
+    Each whole tensor has entries of unit size over the sphere.
+    """
+    x, y, z = unit.unbind(-1)
+    xx, yy, zz = x * x, y * y, z * z
+    parts = [torch.ones_like(x), *(3**0.5 * unit).unbind(-1)]
+    parts += [13.5**0.5 * part for part in (x * y, y * z, z * x, xx - 1 / 3, yy - 1 / 3)]
+    if order == 3:
+        third = (x * y * z, x * (yy - 0.2), x * (zz - 0.2), y * (zz - 0.2), y * (xx - 0.2), z * (xx - 0.2),
+                 z * (yy - 0.2))  # fmt: skip
+        parts += [67.5**0.5 * part for part in third]
+    return torch.stack(parts, -1)
+
+
+def whole_tensor(order: int) -> Tensor:
+    """(3^order, 2 order + 1): all entries of a symmetric tensor without traces from those of `moments`."""
+    names = (
+        ("xy", "yz", "xz", "xx", "yy") if order == 2 else ("xyz", "xyy", "xzz", "yzz", "xxy", "xxz", "yyz")
+    )
+    table = torch.zeros(3**order, len(names))
+    for row, axes in enumerate(itertools.product("xyz", repeat=order)):
+        name = "".join(sorted(axes))
+        if name in names:
+            table[row, names.index(name)] = 1.0
+            continue
+        # zz, xxx, yyy, zzz: minus the two entries with another axis twice instead
+        rest, axis = name[:-2], name[-1]
+        for other in "xyz".replace(axis, ""):
+            table[row, names.index("".join(sorted(rest + 2 * other)))] = -1.0
+    return table
 
 
 def bounded(x: Tensor, scale: float = 1.0) -> Tensor:
@@ -163,17 +203,19 @@ def bounded(x: Tensor, scale: float = 1.0) -> Tensor:
 
 
 class Block(nn.Module):
-    """s, v <- s, v + attention over neighbours; s <- s + FFN(s, invariants of v and of second moments).
+    """s, v <- s, v + attention over neighbours; s <- s + FFN(s, invariants of v and of the moments).
 
     a_ij = w_ij e^{l_ij} / (1 + e^{-S} sum_k w_ik e^{l_ik}), l_ij = q_i.k_j + q_i.W e_ij + p_i.u_ij with p_i a
     vector of atom i and w the envelope: at the cutoff an edge has weight, slope and curvature zero, and an
     atom without neighbours receives nothing. The learned S of each head goes from averages (S = 0) to sums
     (S large) over the neighbours: a softmax alone could not count them.
-    Scalars travel as sum_j a_ij Y(u_ij) (W e_ij) m_j with Y = 1, u, u u^T - I/3, vectors as
-    sum_j b_ij v_j and sum_j b'_ij u_ij.v_j with one b = a (W e) a head.
+    Scalars travel as sum_j a_ij Y(u_ij) (W e_ij) m_j with Y = 1, u, u u^T - I/3 and, in order 3, u u u
+    without its traces; vectors as sum_j b_ij v_j and sum_j b'_ij u_ij.v_j with one b = a (W e) a head.
     """
 
     share: Tensor
+    whole_2: Tensor
+    whole_3: Tensor
 
     def __init__(self, config: PeriodicConfig) -> None:
         super().__init__()
@@ -192,33 +234,50 @@ class Block(nn.Module):
         self.pass_vector, self.turn = nn.Linear(c, c, bias=False), nn.Linear(c, c, bias=False)
         self.left, self.right = nn.Linear(c, c, bias=False), nn.Linear(c, c, bias=False)
         self.gate = nn.Linear(d, c)
-        self.ffn = MLP(d + 3 * c, config.hidden * d, d)
+        self.register_buffer("whole_2", whole_tensor(2), persistent=False)
+        self.order = config.order
+        if config.order == 3:
+            self.register_buffer("whole_3", whole_tensor(3), persistent=False)
+            self.out_third, self.bend = nn.Linear(m, c, bias=False), nn.Linear(c, c, bias=False)
+        self.ffn = MLP(d + (3 if config.order == 2 else 7) * c, config.hidden * d, d)
 
     def forward(
         self, s: Tensor, v: Tensor | None, seen: Tensor | None, near: Surroundings
     ) -> tuple[Tensor, Tensor, Tensor]:
         """s (n, d), v (n, 3, c) and seen = bounded(v), None before the first block: no vectors yet."""
         moment, passed, along = self.receive(s, seen, near)
-        scalar, vector, tensor = moment.split((1, 3, 9), 1)
-        s = s + self.out(torch.cat([scalar.squeeze(1), along], -1))
+        s = s + self.out(torch.cat([moment[:, 0], along], -1))
         h = self.norm_2(s)
-        start = self.out_vector(vector)
+        start = self.out_vector(moment[:, 1:4])
         v = start if v is None or passed is None else v + start + self.pass_vector(passed)
-        tensor = bounded(self.out_tensor(tensor), self.scale)
-        size = (tensor * tensor).sum(1)
-        tensor = tensor.unflatten(1, (3, 3))
-        turned = (tensor * self.turn(bounded(v, self.scale))[:, None]).sum(2)
-        v = (v + turned) * torch.sigmoid(self.gate(h))[:, None]
+        tensor = self.whole(moment[:, 4:9], self.out_tensor, self.whole_2)
+        square = tensor.unflatten(1, (3, 3))
+        v = v + (square * self.turn(bounded(v, self.scale))[:, None]).sum(2)
+        third = None
+        if self.order == 3:
+            third = self.whole(moment[:, 9:], self.out_third, self.whole_3)
+            v = v + self.bend((third.unflatten(1, (3, 9)) * tensor[:, None]).sum(2))
+        v = v * torch.sigmoid(self.gate(h))[:, None]
         seen = bounded(v, self.scale)
         left, right = linear(seen, torch.cat([self.left.weight, self.right.weight])).chunk(2, -1)
-        bent = (tensor * right[:, None]).sum(2)
-        invariants = [(left * right).sum(1), size, (left * bent).sum(1)]
+        bent = (square * right[:, None]).sum(2)
+        invariants = [(left * right).sum(1), (tensor * tensor).sum(1), (left * bent).sum(1)]
+        if third is not None:
+            folded = (third.unflatten(1, (9, 3)) * right[:, None]).sum(2)  # (n, 9, c)
+            cube = (square[:, :, :, None] * square[:, None]).sum(2).flatten(1, 2)
+            invariants += [(third * third).sum(1), (folded * tensor).sum(1), (cube * tensor).sum(1)]
+            invariants += [(folded.unflatten(1, (3, 3)) * left[:, None]).sum(2).mul(left).sum(1)]
         return s + self.ffn(torch.cat([h, *invariants], -1)), v, seen
+
+    def whole(self, entries: Tensor, mix: nn.Linear, table: Tensor) -> Tensor:
+        """(n, 2 order + 1, m) entries of moments -> (n, 3^order, c) tensors, bounded."""
+        return bounded(torch.einsum("fe,nec->nfc", table, mix(entries)), self.scale)
 
     def receive(
         self, s: Tensor, seen: Tensor | None, near: Surroundings
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Moments (n, 13, m) of the scalars sent, sums (n, 3, c) and projections (n, c) of the vectors."""
+        """Moments (n, (order + 1)^2, m) of the scalars sent; sums (n, 3, c) and projections (n, c) of the
+        vectors."""
         h, m, c = self.norm_1(s), self.share.shape[1], self.gate.out_features
         sent = self.send(h) if seen is None else torch.cat([self.send(h), seen.flatten(1)], -1)
         key, value, vector = near.pairs.gather(sent).split((m, m, sent.shape[1] - 2 * m), -1)

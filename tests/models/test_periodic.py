@@ -1,6 +1,7 @@
 """Laws of the potential: what no choice of cell, size or neighbour list may change, and how pairs repel."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from crystalml.geometry.neighbors import neighbor_list
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel, ModelConfig
 from crystalml.models.pairs import bessel, envelope, soft_floor
-from crystalml.models.periodic import PeriodicConfig, bounded
+from crystalml.models.periodic import PeriodicConfig, PeriodicCrysformer, bounded, moments, whole_tensor
 from crystalml.predict import Predictor
 from crystalml.testing import (
     alpha_quartz,
@@ -25,7 +26,8 @@ from crystalml.testing import (
     rock_salt,
 )
 
-CONFIG = PeriodicConfig(24, 2, 4, 8, 16, 16, 6, 5.0)
+CONFIG = PeriodicConfig(24, 2, 4, 8, 16, 16, 6, 5.0, order=3)
+SECOND = replace(CONFIG, order=2)
 
 
 def build(
@@ -59,8 +61,9 @@ def dimer(a: int, b: int, distances: Tensor, box: float = 30.0) -> CrystalBatch:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_symmetries(dtype: torch.dtype) -> None:
-    predict = Predictor(build(dtype=dtype))
+@pytest.mark.parametrize("config", [CONFIG, SECOND])
+def test_symmetries(config: PeriodicConfig, dtype: torch.dtype) -> None:
+    predict = Predictor(build(dtype=dtype, config=config))
     kinds = {
         "energy_per_atom": "invariant",
         "energies": "node-invariant",
@@ -71,8 +74,9 @@ def test_symmetries(dtype: torch.dtype) -> None:
     assert_symmetric(predict, x, kinds)  # type: ignore[arg-type]
 
 
-def test_forces_and_stresses_are_derivatives() -> None:
-    model = build()
+@pytest.mark.parametrize("config", [CONFIG, SECOND])
+def test_forces_and_stresses_are_derivatives(config: PeriodicConfig) -> None:
+    model = build(config=config)
     assert_gradient(lambda x: {"e": model.energy(x)}, rand_crystals(2, 3, max_atoms=4))
 
 
@@ -231,6 +235,51 @@ def test_small_functions() -> None:
     assert bessel(x[1:], 4).shape == (1200, 4)
 
 
+def test_moments_are_symmetric_without_traces_and_of_unit_size() -> None:
+    u = torch.nn.functional.normalize(torch.randn(20_000, 3, dtype=torch.float64), dim=-1)
+    eye = torch.eye(3, dtype=torch.float64)
+    y = moments(u, 3)
+    assert torch.equal(y[:, :9], moments(u, 2)) and (y[:, 0] == 1).all()
+    torch.testing.assert_close(y[:, 1:4], 3**0.5 * u)
+    second = (y[:, 4:9] @ whole_tensor(2).double().T).unflatten(1, (3, 3))
+    torch.testing.assert_close(second, 13.5**0.5 * (u[:, :, None] * u[:, None] - eye / 3))
+    third = (y[:, 9:] @ whole_tensor(3).double().T).unflatten(1, (3, 3, 3))
+    cube = torch.einsum("ni,nj,nk->nijk", u, u, u)
+    for axes in ("ij,nk->nijk", "ik,nj->nijk", "jk,ni->nijk"):
+        cube = cube - torch.einsum(axes, eye, u) / 5
+    torch.testing.assert_close(third, 67.5**0.5 * cube)
+    for tensor in (second, third):
+        torch.testing.assert_close(
+            tensor.square().mean(), torch.ones((), dtype=torch.float64), rtol=1e-3, atol=0
+        )
+
+
+def test_third_moments_tell_surroundings_apart_that_second_ones_do_not() -> None:
+    """A tetrahedron and a cube have the same moments up to the second, and not the same third."""
+    tetrahedron = torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]).double() / 3**0.5
+    cube = torch.cat([tetrahedron, -tetrahedron])
+    a, b = (moments(u, 3).mean(0) for u in (tetrahedron, cube))
+    torch.testing.assert_close(a[:9], b[:9])
+    assert (a[9:] - b[9:]).abs().max() > 0.5
+
+
+@pytest.mark.parametrize(
+    "wanted", [replace(SECOND, order=3), replace(SECOND, depth=3), replace(SECOND, hidden=5)]
+)
+def test_a_grown_network_says_the_same_and_can_learn_what_is_new(wanted: PeriodicConfig) -> None:
+    model, x = build(config=SECOND), rand_crystals(5, 3, min_distance=1.8)
+    expected = Predictor(model)(x)
+    net = model.encoder
+    assert isinstance(net, PeriodicCrysformer)
+    old = {name: value.shape for name, value in net.named_parameters()}
+    model.encoder = net.grown(wanted)
+    for name, value in Predictor(model)(x).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10)
+    new = [p for name, p in model.encoder.named_parameters() if old.get(name) != p.shape]
+    slopes = torch.autograd.grad(model.energy(x).sum(), new, allow_unused=True)
+    assert any(s is not None and s.abs().max() > 0 for s in slopes)
+
+
 @pytest.mark.parametrize("scale", [1.0, 6.0])
 def test_vectors_are_bounded_beyond_their_scale_and_linear_within(scale: float) -> None:
     x = torch.randn(5, 3, 8, dtype=torch.float64)
@@ -247,6 +296,8 @@ def test_potentials_take_no_noise_heads_and_check_their_sizes() -> None:
         PeriodicConfig(heads=7)
     with pytest.raises(ValueError, match="cutoff"):
         PeriodicConfig(cutoff=3.0)
+    with pytest.raises(ValueError, match="order 4"):
+        PeriodicConfig(order=4)
     config = ModelConfig(CONFIG, noise=False, energy=EnergyScale())
     assert ModelConfig.from_dict(config.to_dict()) == config
     assert config.build().is_potential
