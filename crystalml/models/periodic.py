@@ -177,7 +177,10 @@ def moments(unit: Tensor, order: int = 2) -> Tensor:
 
 
 def whole_tensor(order: int) -> Tensor:
-    """(3^order, 2 order + 1): all entries of a symmetric tensor without traces from those of `moments`."""
+    """(3^order, 2 order + 1): all entries of a symmetric tensor without traces from those of `moments`.
+
+    Of whole numbers, unlike what orthonormal harmonics would need, so exact in every precision.
+    """
     names = (
         ("xy", "yz", "xz", "xx", "yy") if order == 2 else ("xyz", "xyy", "xzz", "yzz", "xxy", "xxz", "yyz")
     )
@@ -245,33 +248,29 @@ class Block(nn.Module):
         self, s: Tensor, v: Tensor | None, seen: Tensor | None, near: Surroundings
     ) -> tuple[Tensor, Tensor, Tensor]:
         """s (n, d), v (n, 3, c) and seen = bounded(v), None before the first block: no vectors yet."""
-        moment, passed, along = self.receive(s, seen, near)
-        s = s + self.out(torch.cat([moment[:, 0], along], -1))
+        moments, passed, along = self.receive(s, seen, near)
+        scalar, vector, *higher = moments.split([2 * order + 1 for order in range(self.order + 1)], 1)
+        s = s + self.out(torch.cat([scalar.squeeze(1), along], -1))
         h = self.norm_2(s)
-        start = self.out_vector(moment[:, 1:4])
+        start = self.out_vector(vector)
         v = start if v is None or passed is None else v + start + self.pass_vector(passed)
-        tensor = self.whole(moment[:, 4:9], self.out_tensor, self.whole_2)
-        square = tensor.unflatten(1, (3, 3))
-        v = v + (square * self.turn(bounded(v, self.scale))[:, None]).sum(2)
-        third = None
+        second = bounded(self.whole_2 @ self.out_tensor(higher[0]), self.scale)
+        matrix = second.unflatten(1, (3, 3))
+        turned = (matrix * self.turn(bounded(v, self.scale))[:, None]).sum(2)
         if self.order == 3:
-            third = self.whole(moment[:, 9:], self.out_third, self.whole_3)
-            v = v + self.bend((third.unflatten(1, (3, 9)) * tensor[:, None]).sum(2))
-        v = v * torch.sigmoid(self.gate(h))[:, None]
+            third = bounded(self.whole_3 @ self.out_third(higher[1]), self.scale)
+            turned = turned + self.bend((third.unflatten(1, (3, 9)) * second[:, None]).sum(2))
+        v = (v + turned) * torch.sigmoid(self.gate(h))[:, None]
         seen = bounded(v, self.scale)
         left, right = linear(seen, torch.cat([self.left.weight, self.right.weight])).chunk(2, -1)
-        bent = (square * right[:, None]).sum(2)
-        invariants = [(left * right).sum(1), (tensor * tensor).sum(1), (left * bent).sum(1)]
-        if third is not None:
+        bent = (matrix * right[:, None]).sum(2)
+        invariants = [(left * right).sum(1), (second * second).sum(1), (left * bent).sum(1)]
+        if self.order == 3:
             folded = (third.unflatten(1, (9, 3)) * right[:, None]).sum(2)  # (n, 9, c)
-            cube = (square[:, :, :, None] * square[:, None]).sum(2).flatten(1, 2)
-            invariants += [(third * third).sum(1), (folded * tensor).sum(1), (cube * tensor).sum(1)]
+            square = (matrix[:, :, :, None] * matrix[:, None]).sum(2).flatten(1, 2)
+            invariants += [(third * third).sum(1), (folded * second).sum(1), (square * second).sum(1)]
             invariants += [(folded.unflatten(1, (3, 3)) * left[:, None]).sum(2).mul(left).sum(1)]
         return s + self.ffn(torch.cat([h, *invariants], -1)), v, seen
-
-    def whole(self, entries: Tensor, mix: nn.Linear, table: Tensor) -> Tensor:
-        """(n, 2 order + 1, m) entries of moments -> (n, 3^order, c) tensors, bounded."""
-        return bounded(torch.einsum("fe,nec->nfc", table, mix(entries)), self.scale)
 
     def receive(
         self, s: Tensor, seen: Tensor | None, near: Surroundings
