@@ -257,6 +257,7 @@ class Block(nn.Module):
         second = bounded(self.whole_2 @ self.out_tensor(higher[0]), self.scale)
         matrix = second.unflatten(1, (3, 3))
         turned = (matrix * self.turn(bounded(v, self.scale))[:, None]).sum(2)
+        third = None
         if self.order == 3:
             third = bounded(self.whole_3 @ self.out_third(higher[1]), self.scale)
             turned = turned + self.bend((third.unflatten(1, (3, 9)) * second[:, None]).sum(2))
@@ -265,7 +266,7 @@ class Block(nn.Module):
         left, right = linear(seen, torch.cat([self.left.weight, self.right.weight])).chunk(2, -1)
         bent = (matrix * right[:, None]).sum(2)
         invariants = [(left * right).sum(1), (second * second).sum(1), (left * bent).sum(1)]
-        if self.order == 3:
+        if third is not None:
             folded = (third.unflatten(1, (9, 3)) * right[:, None]).sum(2)  # (n, 9, c)
             square = (matrix[:, :, :, None] * matrix[:, None]).sum(2).flatten(1, 2)
             invariants += [(third * third).sum(1), (folded * second).sum(1), (square * second).sum(1)]
