@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples, numbers, whole_numbers
 from crystalml.device import pick_device
-from crystalml.errors import InputError
+from crystalml.errors import FileReadError, InputError, UnsupportedError
 from crystalml.replacing import replacing
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def featurize(
     """Features of crystals by a pretrained network; bad files are reported and the others go on."""
     if out.suffix not in (".parquet", ".csv"):
         raise InputError(f"--out {str(out)!r} must end in .parquet or .csv")
+    _check_parquet(out)
     from crystalml.featurizers.files import elements, read, table
     from crystalml.weights import load_model
 
@@ -68,12 +70,22 @@ def _write(rows: pd.DataFrame, out: Path) -> None:
             rows.to_parquet(file, index=False)
 
 
+def _check_parquet(path: Path) -> None:
+    """Raises UnsupportedError for Parquet files where pandas cannot have them, before the work."""
+    if path.suffix == ".parquet" and not find_spec("pyarrow"):
+        raise UnsupportedError(f'{path} needs pyarrow: pip install "crystalml-dao[data]", or take a .csv')
+
+
 def _read(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     if not path.is_file():
         raise InputError(f"no table at {path}")
-    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    _check_parquet(path)
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except ValueError as error:  # those of pandas and pyarrow are kinds of it
+        raise FileReadError(f"{path} is no table: {error}") from error
 
 
 def _column(rows: pd.DataFrame, name: str, path: Path) -> Any:
@@ -158,7 +170,8 @@ def matbench(
     rows: Annotated[
         str,
         typer.Option(
-            help="mean, magpie-rf, random, pfm, dao-p, ready, NAME of --encoder, NAME-ridge, NAME-frozen."
+            help="mean, magpie-rf, random, pfm, dao-p, dao-p-diffusion, ready, NAME of --encoder, "
+            "NAME-ridge, NAME-frozen."
         ),
     ] = "mean,magpie-rf,random,pfm,pfm-ridge,dao-p",
     encoder: Annotated[

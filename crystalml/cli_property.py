@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crystalml.cli_parts import Device, Seed, examples, numbers
-from crystalml.errors import InputError
+from crystalml.errors import InputError, UnsupportedError
+from crystalml.replacing import replacing
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -114,7 +115,7 @@ def predict(
         Path | None, typer.Option("--out", "-o", help="CSV file \\[default: the terminal].")
     ] = None,
     quantiles: Annotated[str | None, typer.Option(help="Levels such as 0.05,0.5,0.95.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Chains of a diffusion model.")] = 20,
+    samples: Annotated[int, typer.Option(min=1, help="Chains of a diffusion model.")] = 64,
     plot: Annotated[Path | None, typer.Option(help="Picture of the distributions, .png or .svg.")] = None,
     device: Device = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
@@ -125,13 +126,18 @@ def predict(
 
     from crystalml.featurizers.files import read
     from crystalml.property import PropertyPredictor
+    from crystalml.property_picture import LEVELS, check_picture, draw
 
     predictor = PropertyPredictor.load(model, device, progress=not quiet)
+    if predictor.classification and (levels or plot is not None):
+        raise UnsupportedError(f"{predictor.name} is a class: leave out --quantiles and --plot")
     found = read(files)
     for path, reason in found.failures:
         typer.secho(f"{path}: {reason}", fg=typer.colors.RED, err=True)
     if not found.names:
         raise InputError("none of the files could be read")
+    if plot is not None:
+        check_picture(plot, len(found.names))
     table = pd.DataFrame({"file": found.names})
     if predictor.classification:
         table[predictor.name] = predictor.predict(found.crystals)
@@ -140,13 +146,15 @@ def predict(
         table[predictor.name], table["std"] = value, std
         for k, level in enumerate(levels):
             table[f"q{level:g}"] = rest[0][:, k]
-    if plot is not None and not predictor.classification:
-        from crystalml.property_picture import LEVELS, draw
-
+    if out is None:
+        typer.echo(table.to_csv(index=False, float_format="%.6g").rstrip())
+    else:
+        with replacing(out) as file:
+            table.to_csv(file, index=False, float_format="%.6g")
+        typer.echo(f"{len(table)} predictions written to {out}")
+    if plot is not None:
         label = f"{predictor.name} ({predictor.unit})" if predictor.unit else predictor.name
         _, fans = predictor.predict(found.crystals, quantiles=LEVELS, n_samples=samples)
         draw(plot, [Path(name).name for name in found.names], fans, label)
-    text = table.to_csv(out, index=False, float_format="%.6g")
-    typer.echo(text.rstrip() if out is None else f"{len(table)} predictions written to {out}")
     if found.failures:
         raise typer.Exit(1)

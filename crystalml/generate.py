@@ -241,9 +241,26 @@ class StructureGenerator:
                 have = len(found[k])
                 draws += [Draw(group.drawn, len(draws) + i, have + i) for i in range(group.want - have)]
                 owners += [k] * (group.want - have)
+        if not draws and wish.known_types and any(found):
+            self._warn_of_unused(wish)
         for position, answer in sorted(self._diffuse(draws, wish).items()):
             found[owners[position]].append(answer)
         return found
+
+    def _warn_of_unused(self, wish: Wish) -> None:
+        """Says which settings of drawing the user made in vain, where known prototypes were enough."""
+        refining = wish.noise_level > 0  # hybrid denoises with the model, in so many steps
+        made = {
+            "model": self._choice is not None and not refining,
+            "steps": wish.steps is not None and not refining,
+            "guidance": wish.guidance > 0,
+        }
+        if names := [name for name, given in made.items() if given]:
+            warnings.warn(
+                f"{', '.join(names)} not used: known prototypes gave all structures asked for; "
+                "strategy='diffusion' draws them",
+                stacklevel=5,
+            )
 
     def _known(self, groups: Sequence[Group], wish: Wish) -> list[list[Answer]]:
         """Structures on known prototypes, likeliest first."""

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import ClassifierTags, RegressorTags, Tags
 from torch import Tensor
 
 from crystalml.convert import to_batch
@@ -44,6 +46,10 @@ Method = Literal["regression", "diffusion", "ridge", "gp"]
 DEFAULT_ENCODER = "dao-p"  # fine-tuned, and frozen, the best of those shipped: docs/benchmarks.md
 _EDGE, _AT_EDGE = 0.05, 10  # share and number of values at one end that make it where values end
 _SIGMA = (0.15865525, 0.84134475)  # the interval of one standard deviation on both sides
+
+
+class NotLearnedError(InputError, NotFittedError):
+    """A predictor asked before `fit`; to scikit-learn, an attribute that is not there yet."""
 
 
 class PropertyPredictor(BaseEstimator):
@@ -212,6 +218,7 @@ class PropertyPredictor(BaseEstimator):
     def _card(self, model: CrystalModel, elements: list[int], train: int, val: int) -> dict[str, Any]:
         base = model.card.get("name") or type(model.encoder).__name__
         training: dict[str, Any] = {"method": str(self.method), "crystals": train, "validation": val}
+        training["primitive"] = self.primitive
         if self.history_:
             training |= {"epochs": len(self.history_), "validation_loss": self.history_[-1].best}
         kind = "class" if model.config.target and model.config.target.classes else "value"
@@ -245,7 +252,7 @@ class PropertyPredictor(BaseEstimator):
         are not negative.
         n_samples: chains of "diffusion", whose median is the value; 1 gives a single draw. Intervals were
         calibrated with 64.
-        Raises UnknownElementError for elements seen neither in pretraining nor in fit.
+        Warns of elements seen neither in pretraining nor in fit.
         """
         if n_samples < 1:
             raise InputError(f"n_samples must be at least 1, not {n_samples}")
@@ -282,6 +289,18 @@ class PropertyPredictor(BaseEstimator):
     def classes_(self) -> Array:
         return np.asarray(self._target_config().classes)
 
+    def __sklearn_tags__(self) -> Tags:
+        """A classifier if fitted to classes or told so, else a regressor: folds and scorers ask."""
+        tags = super().__sklearn_tags__()
+        classes = self.model_.config.target if hasattr(self, "model_") else None
+        if bool(classes.classes) if classes is not None else bool(self.classification):
+            tags.estimator_type, tags.classifier_tags = "classifier", ClassifierTags()
+        else:
+            tags.estimator_type, tags.regressor_tags = "regressor", RegressorTags()
+        tags.target_tags.required = True
+        tags.input_tags.two_d_array = False
+        return tags
+
     def _quantiles(self, found: Estimate, levels: Sequence[float]) -> Tensor:
         """(b, m), standardised."""
         head = self.model_.property_head
@@ -305,7 +324,7 @@ class PropertyPredictor(BaseEstimator):
 
     def _target_config(self) -> PropertyConfig:
         if not hasattr(self, "model_"):
-            raise InputError("this PropertyPredictor has learned nothing yet: call fit, or load one")
+            raise NotLearnedError("this PropertyPredictor has learned nothing yet: call fit, or load one")
         target = self.model_.config.target
         assert target is not None
         return target
@@ -347,6 +366,7 @@ class PropertyPredictor(BaseEstimator):
             name=target.name,
             unit=target.unit,
             classification=bool(target.classes),
+            primitive=found.card.get("training", {}).get("primitive", True),
             device=device,
             progress=progress,
         )

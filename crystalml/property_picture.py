@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalml.errors import InputError
+from crystalml.pictures import SUFFIXES
+from crystalml.replacing import replacing
 
 LEVELS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.5, 0.55, 0.65, 0.75, 0.85, 0.95)
 MAX_DRAWN = 60
@@ -26,7 +28,8 @@ def draw(
     """One row a crystal, by its median: nested intervals of 10 to 90 %, the median, and the truth if known.
 
     quantiles: (b, 11) at `LEVELS`, as `PropertyPredictor.predict(quantiles=LEVELS)` gives them. truth: (b,).
-    The file's ending decides its kind (.png, .svg, .pdf). Raises InputError (shapes, more than 60 crystals).
+    The file's ending decides its kind (.png, .svg, .pdf). Raises InputError
+    (shapes, endings, more than 60 crystals).
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -34,8 +37,7 @@ def draw(
     q = np.asarray(quantiles, np.float64)
     if q.shape != (len(names), len(LEVELS)):
         raise InputError(f"{len(names)} crystals need ({len(names)}, {len(LEVELS)}) quantiles, not {q.shape}")
-    if not 1 <= len(names) <= MAX_DRAWN:
-        raise InputError(f"{len(names)} crystals do not fit into a picture; give 1 to {MAX_DRAWN}")
+    check_picture(path, len(names))
     middle = len(LEVELS) // 2
     order = np.argsort(q[:, middle], kind="stable")
     rows = np.arange(len(names))
@@ -54,4 +56,13 @@ def draw(
     axes.legend(frameon=False, fontsize=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150)
+
+
+def check_picture(path: str | Path, crystals: int) -> None:
+    """Raises InputError where `draw` could not write this file or has no room for so many crystals."""
+    if Path(path).suffix not in SUFFIXES:
+        raise InputError(f"{path}: a picture is one of {', '.join(SUFFIXES)}")
+    if not 1 <= crystals <= MAX_DRAWN:
+        raise InputError(f"{crystals} crystals do not fit into a picture; give 1 to {MAX_DRAWN}")

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from crystalml import cli_featurize
 from crystalml.convert import to_structures
 from crystalml.crystal import CrystalBatch
 from crystalml.models.fourierframenet import FourierFrameNetConfig
@@ -96,6 +97,21 @@ def test_parity_and_curves(run: Any, tmp_path: Path) -> None:
     assert result.exit_code == 0 and "MAE 0.1667" in result.output
     result = run("plot", "curves", tmp_path / "none.json")
     assert result.exit_code == 2 and "no result" in result.output
+
+
+def test_parquet_without_pyarrow_is_told_before_the_work(
+    run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_featurize, "find_spec", lambda name: None)
+    result = run("featurize", folder, "-o", tmp_path / "f.parquet", "--model", "no-such-model")
+    assert result.exit_code == 2 and "needs pyarrow" in result.output
+    (tmp_path / "f.parquet").write_text("nonsense")
+    result = run("plot", "map", tmp_path / "f.parquet", "-o", tmp_path / "m.png")
+    assert result.exit_code == 2 and "needs pyarrow" in result.output
+    monkeypatch.undo()
+    for name in (tmp_path / "f.parquet", folder / "0.cif"):
+        result = run("plot", "map", name, "-o", tmp_path / "m.png")
+        assert result.exit_code == 2 and f"{name.name} is no table" in result.output.replace("\n", "")
 
 
 def test_bad_requests_are_one_line(run: Any, folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """crystalml finetune and predict: from a table to a model, to a table and a picture."""
 
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 from crystalml import cli
+from crystalml.cli_property import predict
 from crystalml.convert import to_structures
 from crystalml.errors import InputError
+from crystalml.learners import N_SAMPLES
 from crystalml.models.fourierframenet import FourierFrameNetConfig
 from crystalml.models.model import ModelConfig
 from crystalml.property_picture import LEVELS, draw
@@ -74,6 +77,8 @@ def test_names_are_learned_as_classes_and_numbers_with_a_stray_are_not(table: Pa
     assert not out.exists()
     said = invoke("finetune", table / "names.csv", "--target", "size", "-o", out, "-q", *ends)
     assert said.startswith("0\n") and "as one of 2 classes (narrow, wide), 0 watched" in said
+    said = invoke("predict", out, table / "3.cif", "--quantiles", "0.5")
+    assert said.startswith("2\n") and "size is a class: leave out --quantiles" in said
 
 
 def test_what_a_table_lacks_is_named(table: Path, tmp_path: Path) -> None:
@@ -103,6 +108,25 @@ def test_bad_files_are_told_and_the_others_go_on(table: Path, tmp_path: Path) ->
     assert said.startswith("1\n") and "bad.cif: " in said
     assert "mixed.cif: site 0 holds" in said and "1 predictions written" in said
     assert pd.read_csv(tmp_path / "a.csv")["file"].tolist() == [str(table / "3.cif")]
+
+
+def test_what_cannot_be_drawn_is_told_before_the_work_and_folders_are_made(
+    table: Path, tmp_path: Path
+) -> None:
+    model, out = tmp_path / "a.safetensors", tmp_path / "new" / "a.csv"
+    invoke("finetune", table / "data.csv", "--target", "a", "--method", "ridge", "--from",
+           table / "start.safetensors", "-o", model, "-q")  # fmt: skip
+    said = invoke("predict", model, *[table / "3.cif"] * 61, "-q", "-o", out, "--plot", tmp_path / "p.png")
+    assert said.startswith("2\n") and "61 crystals do not fit" in said
+    said = invoke("predict", model, table / "3.cif", "-q", "-o", out, "--plot", tmp_path / "p.doc")
+    assert said.startswith("2\n") and "a picture is one of .png" in said
+    assert not out.parent.exists()
+    said = invoke("predict", model, table / "3.cif", "-q", "-o", out, "--plot", tmp_path / "b" / "p.png")
+    assert said.startswith("0\n") and out.exists() and (tmp_path / "b" / "p.png").exists()
+
+
+def test_chains_are_as_many_as_intervals_were_calibrated_with() -> None:
+    assert inspect.signature(predict).parameters["samples"].default == N_SAMPLES
 
 
 def test_a_picture_has_a_row_for_every_crystal(tmp_path: Path) -> None:

@@ -310,6 +310,8 @@ def test_known_types_come_first_and_diffusion_fills_the_rest(make):
     with pytest.warns(UserWarning, match="3 structures fewer"):
         new = generator.sample("NaCl", 4, strategy="prototype", same_formula=False, **QUIET)
     assert [s.get_space_group_info()[1] for s in new] == [221]  # all that is told by others than itself
+    with pytest.warns(UserWarning, match="model, steps, guidance not used: known prototypes gave all"):
+        generator.sample("KBr", 2, guidance=1.0, **QUIET)
     drawn = generator.sample("KBr", 4, strategy="diffusion", distinct=False, **QUIET)
     assert same(drawn[2], found[2]) and same(drawn[3], found[3])  # whatever came before them
 
@@ -417,14 +419,11 @@ def test_what_cannot_be_fixed_is_refused(make):
 def test_gemsdiff_generates_through_the_same_face():
     """Another network, another noise, a hundred levels instead of a thousand: nothing here knows."""
     torch.manual_seed(0)
-    generator = StructureGenerator(
-        recipes.gemsdiff("tiny").model.build(), None, device="cpu", dtype="float64"
-    )
+    model = recipes.gemsdiff("tiny").model.build()
+    generator = StructureGenerator(model, None, device="cpu", dtype="float64")
     groups, paths = generator.sample(["NaCl", "CsV3Sb5"], 2, return_trajectory=True, **{**FAST, "steps": 6})
     assert [len(group) for group in groups] == [2, 2] and generator.report.missing == 0
-    assert all(
-        s.properties["steps"] == 6 and len(path) == 7 for s, path in zip(groups[1], paths[1], strict=True)
-    )
+    assert [(s.properties["steps"], len(p)) for s, p in zip(groups[1], paths[1], strict=True)] == 2 * [(6, 7)]
     alone = generator.sample("CsV3Sb5", 2, **{**FAST, "steps": 6})
     assert all(same(a, b, 1e-8) for a, b in zip(groups[1], alone, strict=True))
     full = generator.sample("NaCl", 1, **{**FAST, "steps": None})[0]

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV
+from sklearn.base import clone, is_classifier, is_regressor
+from sklearn.model_selection import GridSearchCV, cross_val_score
 
 from crystalml.convert import to_structures
 from crystalml.crystal import CrystalBatch
@@ -56,6 +56,17 @@ def test_a_file_keeps_everything(learned: PropertyPredictor, tmp_path: Path) -> 
     card = load_model(path).card
     assert card["licence"] == "MIT" and card["elements"] == ["O", "Ti", "Sr"]
     assert card["training"]["crystals"] == 72 and card["training"]["validation"] == 8
+
+
+def test_a_file_remembers_whether_cells_are_taken_as_they_are(tmp_path: Path) -> None:
+    x, y = stretched(12)
+    long = [structure * (2, 1, 1) for structure in to_structures(x)]
+    model = PropertyPredictor(ENCODER, "ridge", primitive=False).fit(x, y)
+    model.save(tmp_path / "a.safetensors")
+    again = PropertyPredictor.load(tmp_path / "a.safetensors")
+    assert again.primitive is False
+    np.testing.assert_allclose(again.predict(long), model.predict(long), rtol=1e-6)
+    assert np.abs(model.predict(long) - model.predict(x)).max() > 1e-3  # it would have mattered
 
 
 def test_cell_and_hands_do_not_matter(learned: PropertyPredictor) -> None:
@@ -203,6 +214,13 @@ def test_scikit_learn_takes_it_for_one_of_its_own() -> None:
     search.fit(structures, y)
     assert search.best_score_ > 0.9
     assert clone(search.best_estimator_).get_params()["method"] in ("ridge", "gp")
+    fresh = PropertyPredictor(ENCODER, "ridge")
+    assert is_regressor(search.best_estimator_) and is_regressor(fresh)
+    assert not hasattr(fresh, "classes_")
+    wide = np.where(y > np.median(y), "wide", "narrow")
+    model = PropertyPredictor(ENCODER, "ridge", classification=True)
+    assert is_classifier(model) and is_classifier(fresh.fit(structures, wide))
+    assert cross_val_score(model, structures, wide, scoring="roc_auc", cv=3).min() > 0.9
 
 
 def test_what_cannot_be_learned_is_refused() -> None:

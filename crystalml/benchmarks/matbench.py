@@ -31,11 +31,12 @@ from crystalml.weights.registry import fingerprint, load_model
 Values = NDArray[np.float64]
 
 PLAIN = ("mean", "magpie-rf")
-ENCODERS = {"pfm": "fourierframenet-pfm", "dao-p": "dao-p-diffusion"}  # shipped; others are given by path
+# shipped; others are given by path
+ENCODERS = {"pfm": "fourierframenet-pfm", "dao-p": "dao-p", "dao-p-diffusion": "dao-p-diffusion"}
 PRETRAINED = ("rr", "ebm-nce", "infonce", "ddm")
-_ORDER = (*PLAIN, "random", *PRETRAINED, "pfm", "pfm-ridge", "dao-p")
+_ORDER = (*PLAIN, "random", *PRETRAINED, "pfm", "pfm-ridge", "dao-p-diffusion", "dao-p")
 _TAUGHT = "was taught formation energies of these crystals"
-LABELS_SEEN = {("mp_e_form", "dao-p"): _TAUGHT}
+LABELS_SEEN = {("mp_e_form", "dao-p"): _TAUGHT, ("mp_e_form", "dao-p-diffusion"): _TAUGHT}
 READY = "ready"  # the row of the shipped property model
 
 
@@ -94,7 +95,7 @@ def run(
     journal = Journal(Path(out), "results.jsonl")
     note = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(settings).items() if k != "seeds"}
     found = journal.open({**note, "shares": None})
-    prints = _fingerprints(found, rows, weights)
+    prints = _fingerprints(found, tasks, rows, weights)
     done = {(r["task"], r["row"], r["seed"], r["share"]) for r in found}
     with ProgressBar(progress, "matbench") as bar:
         bar.add(len(tasks) * len(rows) * len(settings.seeds) * len(settings.shares))
@@ -108,7 +109,7 @@ def run(
             ]
             bar.advance(len(rows) * len(settings.seeds) * len(settings.shares) - len(todo))
             for record in _task(root, name, todo, settings, start) if todo else ():
-                record["weights"] = prints.get(record["row"], "")
+                record["weights"] = prints.get((name, record["row"]), "")
                 journal.append([record])
                 found.append(record)
                 bar.advance(1)
@@ -139,13 +140,19 @@ def _check(tasks: Sequence[str], rows: Sequence[str], weights: Mapping[str, str]
 
 
 def _fingerprints(
-    found: Sequence[Mapping[str, Any]], rows: Sequence[str], weights: Mapping[str, str]
-) -> dict[str, str]:
-    """Row -> digest of the weights it starts from; refuses to mix two weights under one name."""
-    bases = {row: _base(row) for row in rows}
-    prints = {row: fingerprint(load_model(weights[base])) for row, base in bases.items() if base in weights}
+    found: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str],
+    rows: Sequence[str],
+    weights: Mapping[str, str],
+) -> dict[tuple[str, str], str]:
+    """(task, row) -> digest of the weights it starts from; refuses to mix two weights under one name."""
+    files = {(name, row): weights.get(_base(row)) for name in tasks for row in rows}
+    files |= {(name, READY): TASKS[name].ready for name in tasks if READY in rows}
+    digests = {file: fingerprint(load_model(file)) for file in {*files.values()} if file}
+    prints = {key: digests[file] for key, file in files.items() if file}
     for record in found:
-        if record["row"] in prints and record["weights"] != prints[record["row"]]:
+        key = record["task"], record["row"]
+        if key in prints and record["weights"] != prints[key]:
             raise InputError(
                 f"the results hold row {record['row']!r} with other weights; give these another name, or "
                 "choose another --out"

@@ -76,6 +76,7 @@ class BatchFeaturizer(TransformerMixin, BaseEstimator, ABC):
         if return_errors and not ignore_errors:
             raise InputError("return_errors needs ignore_errors=True")
         errors: dict[int, str] = {}
+        entries = [_alone(entry) for entry in entries]
         try:
             checked = list(enumerate(self._check_all(entries)))
         except CrystalMLError:  # which one, and what of the others?
@@ -112,11 +113,18 @@ class BatchFeaturizer(TransformerMixin, BaseEstimator, ABC):
         ignore_errors: bool = False,
         return_errors: bool = False,
         inplace: bool = False,
+        multiindex: bool = False,
         pbar: bool | None = None,
     ) -> pd.DataFrame:
-        """The table with one column a feature added; with return_errors also "<class> Exceptions"."""
+        """The table with one column a feature added; with return_errors also "<class> Exceptions".
+
+        Raises InputError for columns that are missing, or there already, and for multiindex=True, which
+        matminer has and this has not.
+        """
         import pandas as pd
 
+        if multiindex:
+            raise InputError("multiindex=True is not supported; columns have their features' names")
         columns = [col_id] if isinstance(col_id, str) else list(col_id)
         if missing := [name for name in columns if name not in df.columns]:
             raise InputError(
@@ -138,6 +146,12 @@ class BatchFeaturizer(TransformerMixin, BaseEstimator, ABC):
         for name in names:
             df[name] = new[name]
         return df
+
+    def fit_featurize_dataframe(
+        self, df: pd.DataFrame, col_id: str | Sequence[str], fit_args: Any = None, **settings: Any
+    ) -> pd.DataFrame:
+        """`featurize_dataframe`: there is nothing to fit."""
+        return self.featurize_dataframe(df, col_id, **settings)
 
     def precheck(self, *x: Any) -> bool:
         """Whether the entry can be featurized."""
@@ -176,3 +190,8 @@ class BatchFeaturizer(TransformerMixin, BaseEstimator, ABC):
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.str_]:
         return np.asarray(self.feature_labels(), dtype=object)
+
+
+def _alone(entry: Any) -> Any:
+    """The one object of a row such as (structure,), which matminer's compound featurizers pass."""
+    return entry[0] if isinstance(entry, tuple | list | np.ndarray) and len(entry) == 1 else entry

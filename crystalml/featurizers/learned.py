@@ -122,7 +122,7 @@ class _Learned(BatchFeaturizer):
 
     def featurize_sites(self, structure: Any) -> Array:
         """(n, d) features of all atoms of one crystal."""
-        x = to_batch([structure], dtype=torch.float64)
+        x = to_batch([structure], dtype=torch.float64, known=self._known())
         return self._sites([x])[0]
 
     def _structures(self, crystals: list[CrystalBatch], report: Callable[[int], None]) -> Array:

@@ -10,7 +10,7 @@ import torch
 from sklearn.model_selection import KFold
 
 from crystalml.benchmarks import matbench
-from crystalml.benchmarks.matbench import Settings, run
+from crystalml.benchmarks.matbench import ENCODERS, Settings, _fingerprints, run
 from crystalml.benchmarks.matbench_tasks import FOLD_SEED, TASKS, Task, load_task, split
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.arrays import pack
@@ -20,7 +20,7 @@ from crystalml.models.model import ModelConfig
 from crystalml.property import PropertyPredictor
 from crystalml.testing import rand_crystals
 from crystalml.training.checkpoint import save_model
-from crystalml.weights.registry import load_model
+from crystalml.weights.registry import fingerprint, load_model
 
 COUNT = 60
 
@@ -158,6 +158,15 @@ def test_taught_labels_are_left_out(root: Path, tmp_path: Path) -> None:
         root, ["mp_e_form"], ["dao-p", "dao-p-ridge"], Settings(seeds=(0,)), out=tmp_path, progress=False
     )
     assert result["tasks"] == {} and result["left_out"][0]["row"] == "dao-p"
+
+
+@pytest.mark.parametrize(("row", "file"), [("dao-p", "dao-p"), ("ready", "log-k")])
+def test_rows_are_of_the_weights_they_name(root: Path, tmp_path: Path, row: str, file: str) -> None:
+    """And results with other weights are not mixed with new ones."""
+    prints = _fingerprints([], ["log_kvrh"], [row], ENCODERS)
+    assert prints == {("log_kvrh", row): fingerprint(load_model(file))}
+    with pytest.raises(InputError, match="other weights"):
+        _fingerprints([{"task": "log_kvrh", "row": row, "weights": "old"}], ["log_kvrh"], [row], ENCODERS)
 
 
 def test_bad_requests_are_refused(root: Path, tmp_path: Path) -> None:

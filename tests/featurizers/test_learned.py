@@ -45,6 +45,8 @@ def test_matminer_contract(featurizer: FourierFrameNetFeaturizer) -> None:
     assert isinstance(row, list) and len(row) == 16
     many = featurizer.featurize_many(CRYSTALS, pbar=False)
     np.testing.assert_allclose(many[0], row, atol=1e-6)
+    rows = featurizer.featurize_many([(crystal,) for crystal in CRYSTALS], pbar=False)
+    np.testing.assert_allclose(rows, many, atol=1e-6)
     assert featurizer.implementors() and "@article" in featurizer.citations()[0]
     featurizer.set_n_jobs(8)
     featurizer.set_chunksize(3)
@@ -61,6 +63,9 @@ def test_tables_gain_columns_and_keep_their_index(featurizer: FourierFrameNetFea
     np.testing.assert_allclose(
         out.loc["c"].iloc[2:].astype(float), featurizer.featurize(CRYSTALS[2]), atol=1e-6
     )
+    assert featurizer.fit_featurize_dataframe(df, "structure", pbar=False).equals(out)
+    with pytest.raises(InputError, match="multiindex"):
+        featurizer.featurize_dataframe(df, "structure", multiindex=True)
     assert featurizer.featurize_dataframe(df, "structure", inplace=True, pbar=False) is df
     assert "ffn_0" in df.columns
     with pytest.raises(InputError, match="has the column 'ffn_0' already"):
@@ -180,6 +185,8 @@ def test_elements_of_the_card_are_the_limit(model: CrystalModel) -> None:
         FourierFrameNetFeaturizer(model).featurize(CRYSTALS[0])
         with pytest.raises(UnknownElementError, match="W"):
             FourierFrameNetFeaturizer(model).featurize(CRYSTALS[1])
+        with pytest.raises(UnknownElementError, match="W"):
+            FourierFrameNetFeaturizer(model).featurize_sites(CRYSTALS[1])
     finally:
         model.card = {}
 
