@@ -22,14 +22,13 @@ from crystalml.predict import pack, pair_budget
 from crystalml.progress import ProgressBar
 from crystalml.prototypes import PrototypeAtlas
 from crystalml.prototypes.wyckoff import group_of, orbits, place
-from crystalml.request import Draw, Fixed
+from crystalml.request import SYMPREC, Draw, Fixed
 from crystalml.sample.base import Denoiser, Guide, Hold, Sampler, as_draws
 from crystalml.sample.known import Known
 from crystalml.sample.symmetric import Symmetric
 from crystalml.sample.template import template
 
 FRAMES = 50  # kept of a trajectory, evenly spaced over the steps, the sample itself last
-SYMPREC = 1e-3  # Angstrom, for the group of a sample that has it exactly but for float32
 
 Found = dict[int, tuple[Structure, list[Structure]]]
 """Position of a draw -> its structure and the frames on the way to it."""

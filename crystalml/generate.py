@@ -29,6 +29,7 @@ from crystalml.predict import Predictor
 from crystalml.progress import ProgressBar
 from crystalml.prototypes import PrototypeAtlas
 from crystalml.prototypes.fingerprint import Distinct
+from crystalml.prototypes.wyckoff import can_place, group_of
 from crystalml.request import CompositionLike, Draw, Fixed, FormulaUnitsLike, Group, Reader
 from crystalml.sample.base import Sampler
 from crystalml.sample.probability_flow import Method
@@ -79,6 +80,8 @@ class Wish:
             raise InputError(f"rank_by must be one of {names} or None, not {self.rank_by!r}.")
         if not 0 <= self.noise_level <= 1:
             raise InputError(f"noise_level is a share of the noise levels, 0 to 1, not {self.noise_level!r}.")
+        if self.noise_level and self.fixed.space_group is not None:
+            raise UnsupportedError("noise does not keep a space group: leave out noise_level or space_group")
         if self.fixed.geometry and self.strategy in ("hybrid", "prototype"):
             raise UnsupportedError(
                 f"prototypes have their own cells and sites: strategy {self.strategy!r} cannot keep given "
@@ -211,7 +214,7 @@ class StructureGenerator:
     ) -> tuple[list[Samples], list[list[list[Structure]]]]:
         """The structures of each composition wanted, and the way to each; `report` counts them."""
         self._take(scores=bool(wish.guidance or wish.noise_level))
-        reader = Reader(self.atlas, self.model.card, wish.known_types, *sizes)
+        reader = Reader(self.atlas, self.model.card, wish.known_types, *sizes, wish.fixed.space_group)
         groups = [group for i, item in enumerate(wanted) for group in reader.groups(item, i, wish.n)]
         for group in groups:
             wish.fixed.check(group.drawn)
@@ -231,21 +234,42 @@ class StructureGenerator:
         self.report.requested = sum(group.want for group in groups)
         found = self._known(groups, wish) if wish.known_types else [[] for _ in groups]
         if wish.strategy not in ("auto", "diffusion"):
+            if wish.guidance:
+                warnings.warn("guidance not used: it is diffusion's", stacklevel=4)
             _warn_of_fewer(groups, found, wish.fixed)
             return found
         trained = self.model.card.get("max_atoms") if wish.strategy == "auto" else None
         draws: list[Draw] = []
         owners: list[int] = []
         for k, group in enumerate(groups):
-            if trained is None or group.drawn.atoms <= trained:  # larger ones are left to prototypes
-                have = len(found[k])
-                draws += [Draw(group.drawn, len(draws) + i, have + i) for i in range(group.want - have)]
-                owners += [k] * (group.want - have)
+            if (left := group.want - len(found[k])) <= 0:
+                continue
+            if why_not := self._undrawable(group, trained, wish, bool(found[k])):
+                warnings.warn(f"{left} structures fewer than asked for: {why_not}", stacklevel=4)
+                continue
+            draws += [Draw(group.drawn, len(draws) + i, len(found[k]) + i) for i in range(left)]
+            owners += [k] * left
         if not draws and wish.known_types and any(found):
             self._warn_of_unused(wish)
         for position, answer in sorted(self._diffuse(draws, wish).items()):
             found[owners[position]].append(answer)
         return found
+
+    def _undrawable(self, group: Group, trained: int | None, wish: Wish, some: bool) -> str:
+        """Why diffusion is not asked for what prototypes left open; some: whether they found any."""
+        cell, number = group.drawn, wish.fixed.space_group
+        known = f"the atlas knows no more prototypes for {cell.formula}"
+        if trained is not None and cell.atoms > trained:
+            return (
+                f"{known}, whose {cell.atoms} atoms a cell are more than the {trained} of the network's "
+                f"training; strategy='diffusion' with max_atoms={cell.atoms} draws it all the same"
+            )
+        if some and number is not None and not can_place(group_of(self.atlas, number), cell.numbers):
+            return (
+                f"{known}, and space group {number} has no sites for {cell.atoms} atoms of it; try other "
+                "formula units"
+            )
+        return ""
 
     def _warn_of_unused(self, wish: Wish) -> None:
         """Says which settings of drawing the user made in vain, where known prototypes were enough."""
@@ -276,6 +300,7 @@ class StructureGenerator:
                 ]
                 answers = hybrid(requests, [group.want for group in part])
                 for group, structures in zip(part, answers, strict=True):
+                    structures = [s for s in structures if wish.fixed.kept(s)]
                     found.append([(s, [s]) for s in structures])
                     for structure in structures:
                         self._label(structure, group, wish)
@@ -289,9 +314,12 @@ class StructureGenerator:
         if wish.strategy == "prototype":
             properties["strategy"] = "prototype"
             return
+        self._name_potential(structure)
+
+    def _name_potential(self, structure: Structure) -> None:
         if isinstance(self.potential, CrystalModel):  # loaded by now, if it is any
-            properties["potential"] = self.potential.card.get("name") or "custom"
-            properties["potential_sha256"] = self.potential.card.get("sha256")
+            structure.properties["potential"] = self.potential.card.get("name") or "custom"
+            structure.properties["potential_sha256"] = self.potential.card.get("sha256")
 
     def _hybrid(self, wish: Wish) -> Hybrid:
         if wish.strategy == "prototype":
@@ -337,6 +365,7 @@ class StructureGenerator:
             energies = Predictor(self._potential())(to_batch(unknown), forces=False)["energy_per_atom"]
             for structure, energy in zip(unknown, energies.tolist(), strict=True):
                 structure.properties["energy_per_atom"] = energy
+                self._name_potential(structure)
 
         def order(item: Answer) -> tuple[bool, float]:  # what has no energy last
             energy = item[0].properties["energy_per_atom"]

@@ -23,15 +23,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from torch import Tensor
 
 from crystalml.calculators.ase import DaoCalculator
-from crystalml.convert import (
-    COINCIDING,
-    check_whole,
-    is_one,
-    listed,
-    space_group_of,
-    to_batch,
-    told_alone,
-)
+from crystalml.convert import COINCIDING, check_whole, is_one, listed, space_group_of, to_batch, told_alone
 from crystalml.crystal import CrystalBatch
 from crystalml.elements import atomic_number
 from crystalml.errors import CrystalMLError, InputError, NonFiniteError, UnsupportedError
@@ -203,6 +195,8 @@ def spacegroup(structure: IStructure | Atoms, symprec: float = 0.1) -> str:
             return ""
         numbers, frac = structure.numbers, structure.get_scaled_positions(wrap=False)
         structure = Structure(structure.cell[:], numbers.tolist(), frac)
+    elif not all(structure.lattice.pbc):
+        return ""
     symbol, number = space_group_of(structure, symprec) or ("P1", 1)
     return f"{symbol} ({number})"
 
@@ -290,7 +284,12 @@ def _free(item: IStructure | Atoms) -> NDArray[np.bool_] | None:
     """(n, 3) which Cartesian directions are free; None where all are."""
     if isinstance(item, IStructure):
         flags = item.site_properties.get("selective_dynamics")
-        return None if flags is None else np.array(flags, bool).reshape(len(item), 3)
+        if flags is None:
+            return None
+        given = [[True] * 3 if flag is None else list(flag) for flag in flags]  # None: a site added later
+        if any(len(flag) != 3 for flag in given):
+            raise InputError("selective_dynamics must have three flags for every site")
+        return np.array(given, bool)
     if not item.constraints:
         return None
     free = np.ones((len(item), 3), bool)

@@ -13,6 +13,7 @@ from pymatgen.core import Composition, IStructure, Lattice, Structure
 from pymatgen.symmetry.groups import SpaceGroup
 
 from crystalml.composition import parse_composition, whole_number
+from crystalml.convert import space_group_of
 from crystalml.elements import atomic_number, symbol
 from crystalml.errors import InputError, TooManyAtomsError
 from crystalml.metrics.validity import MIN_DISTANCE
@@ -20,11 +21,13 @@ from crystalml.noise.rng import stable_seed
 from crystalml.prototypes import PrototypeAtlas
 from crystalml.prototypes.align import regroupings
 from crystalml.prototypes.atlas import logsumexp
+from crystalml.prototypes.wyckoff import can_place, group_of
 from crystalml.sample.template import FormulaUnits
 
 CompositionLike = str | Composition | Mapping[Any, float]
 FormulaUnitsLike = int | range | Literal["auto"]
 
+SYMPREC = 1e-3  # Angstrom, for the group of a crystal that has it exactly but for float32
 FORMULAS = 12  # likeliest compositions of a chemical system that are looked at
 CLOSEST = MIN_DISTANCE**3 / 2**0.5  # A^3 an atom: the densest packing of spheres that the guard lets through
 LARGEST = 20  # atoms in a cell of a chemical system, where nothing says otherwise
@@ -99,6 +102,13 @@ class Fixed:
         """Whether coordinates or cell are given, which only diffusion can build on."""
         return self.lattice is not None or self.sites is not None
 
+    def kept(self, structure: Structure) -> bool:
+        """Whether spglib finds the space group asked for, if one was."""
+        if self.space_group is None:
+            return True
+        found = space_group_of(structure, SYMPREC)
+        return found is not None and found[1] == self.space_group
+
     def describe(self) -> str:
         """For the provenance of what was made with it."""
         if self.space_group is not None:
@@ -151,6 +161,12 @@ class Reader:
     units: FormulaUnitsLike
     min_atoms: int
     max_atoms: int | None
+    space_group: int | None = None
+
+    def __post_init__(self) -> None:
+        whole_number(self.min_atoms, 1, "min_atoms")
+        if self.max_atoms is not None:
+            whole_number(self.max_atoms, 1, "max_atoms")
 
     @property
     def limit(self) -> int | None:
@@ -195,7 +211,7 @@ class Reader:
         """All sizes of cell that known prototypes have; diffusion draws the most common one."""
         size = round(unit.num_atoms)
         least = -(-self.min_atoms // size)
-        most = (self.limit or size * least) // size
+        most = (size * least if self.limit is None else self.limit) // size
         if most < least:
             self.cells(unit, [least])  # says why
         statistics = FormulaUnits.from_dict(self.card.get("formula_units") or {})
@@ -205,14 +221,26 @@ class Reader:
             known = self.atlas.tables.groups
             every = {z: Cell(unit * z, z).content for z in range(least, most + 1)}
             sizes |= {z for z, content in every.items() if self.atlas.cell_content(content)[1] in known}
+        if self.space_group is not None:
+            trained = (self.card.get("max_atoms") or most * size) // size
+            guess = self._placeable(unit, range(least, max(least, min(most, trained)) + 1), guess)
         return Group(owner, [Cell(unit * z, z) for z in sorted(sizes)], n, Cell(unit * guess, guess))
+
+    def _placeable(self, unit: Composition, choices: range, guess: int) -> int:
+        """Formula units nearest to the guess that the space group has sites for, or else the guess."""
+        assert self.space_group is not None
+        group = group_of(self.atlas, self.space_group)
+        nearest = sorted(choices, key=lambda z: (abs(z - guess), z))
+        return next((z for z in nearest if can_place(group, Cell(unit * z, z).numbers)), guess)
 
     def _system(self, system: str, owner: int, n: int) -> list[Group]:
         """The likeliest formulas, which share the n structures by what speaks for each."""
         if self.units != "auto":
             raise InputError(f"{system!r} is a chemical system; its formulas bring their formula_units")
         elements = system_elements(system)
-        found = likely_formulas(elements, self.atlas, (self.min_atoms, self.limit or LARGEST), FORMULAS)
+        found = likely_formulas(
+            elements, self.atlas, (self.min_atoms, LARGEST if self.limit is None else self.limit), FORMULAS
+        )
         wants = portions(n, [share for _, share in found])
         units = [parse(unit, self.card.get("elements")) for unit, _ in found]
         return [self._competing(unit, owner, want) for unit, want in zip(units, wants, strict=True) if want]

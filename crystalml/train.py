@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from crystalml import recipes
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.packed import PackedDataset
+from crystalml.elements import atomic_number, symbol
 from crystalml.errors import InputError, TrainingError
 from crystalml.models.derivatives import CompiledPotential
 from crystalml.models.error_bar import with_error_bar
@@ -31,6 +33,7 @@ from crystalml.training.batches import batches
 from crystalml.training.checkpoint import load_model_file, save_model
 from crystalml.training.fit import FitConfig, Run, fit
 from crystalml.training.references import fit_shift
+from crystalml.weights.registry import training_set
 
 RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "dao-g": recipes.dao_g,
@@ -114,13 +117,20 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
         share = now if share < 0 else share
         if chief and (now >= 1 or now - share >= 1 / config.validations):
             log = Log(run, means.values(), True, measure(model, run))
-            _write(config, recipe, model, log, len(data))
+            _write(config, recipe, model, log, data)
+            run.save()
             means, share = _Means(), now
             yield log
         else:
             yield Log(run, means.values())
-    if run is None and not (config.out / "model.safetensors").exists():
-        raise TrainingError(f"{state} says the run has ended, yet {config.out} holds no model")
+    if run is None:
+        if not (config.out / "model.safetensors").exists():
+            raise TrainingError(f"{state} says the run has ended, yet {config.out} holds no model")
+        warnings.warn(
+            f"the run in {config.out} had ended, nothing was trained: give it more minutes or steps to go "
+            "on, or choose another folder",
+            stacklevel=2,
+        )
 
 
 def _recipe(config: TrainConfig) -> Recipe:
@@ -140,7 +150,10 @@ def _with_moduli(recipe: Recipe, moduli: PackedDataset | None) -> Recipe:
         raise InputError(
             f"the moduli lack the labels {sorted(missing)}; make them with `crystalml pack-moduli`"
         )
-    return replace(recipe, objective=replace(recipe.objective, moduli=moduli[slice(None)]))
+    known = moduli.labels["bulk_modulus"].isfinite() & moduli.labels["shear_modulus"].isfinite()
+    if not known.any():
+        raise InputError("none of the crystals given as moduli has a known bulk and shear modulus")
+    return replace(recipe, objective=replace(recipe.objective, moduli=moduli[known.nonzero()[:, 0]]))
 
 
 def _start(init: Path | None, recipe: Recipe) -> CrystalModel:
@@ -261,7 +274,7 @@ class _Validation:
         return means.values()
 
 
-def _write(config: TrainConfig, recipe: Recipe, model: CrystalModel, log: Log, crystals: int) -> None:
+def _write(config: TrainConfig, recipe: Recipe, model: CrystalModel, log: Log, data: PackedDataset) -> None:
     progress, path = log.run.progress, config.out / "log.csv"
     row = {
         "step": progress.step,
@@ -274,13 +287,22 @@ def _write(config: TrainConfig, recipe: Recipe, model: CrystalModel, log: Log, c
     _append(path, row)
     _tensorboard(config.out, row)
     fit_settings = {k: v for k, v in asdict(config.fit).items() if k != "checkpoint_seconds"}
+    before = model.card  # of the weights that these were begun with, if any
+    known = training_set(data)
     card: dict[str, Any] = {
+        **known,
         "recipe": recipe.name,
-        "training": {**row, "train_crystals": crystals, **fit_settings, "pairs": config.pairs},
-        "max_atoms": config.max_atoms,
+        "training": {**row, "train_crystals": len(data), **fit_settings, "pairs": config.pairs},
+        "elements": [symbol(z) for z in sorted({*map(atomic_number, known["elements"]), *_elements(before)})],
+        "max_atoms": max(known["max_atoms"], before.get("max_atoms") or 0),
+        "energy": before.get("energy"),
     }
     with log.run.ema.applied(model):
         save_model(model, config.out / "model.safetensors", card)
+
+
+def _elements(card: Mapping[str, Any]) -> list[int]:
+    return [atomic_number(name) for name in card.get("elements") or ()]
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
@@ -291,6 +313,8 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
             table = list(csv.reader(file))
     header = table[0] if table else []
     names = header + [name for name in row if name not in header]
+    if header:  # of a run that was killed, what is trained once more
+        table[1:] = [old for old in table[1:] if int(old[header.index("step")]) < row["step"]]
     table = [
         names,
         *(old + [""] * (len(names) - len(old)) for old in table[1:]),

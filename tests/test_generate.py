@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -193,13 +192,12 @@ def test_the_guard_sees_nan_flat_cells_and_near_images(real_guard):
 
 
 def test_what_comes_back_is_valid(make, real_guard):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        generator = make(torch.float32)
-        found = generator.sample(["NaCl", "CsV3Sb5"], 4, steps=20, progress=False)
+    generator = make(torch.float32)
+    with pytest.warns(UserWarning, match="left out"):
+        found = generator.sample(["NaCl", "CsV3Sb5"], 4, **FAST | {"steps": 20})
     assert all(is_valid_structure(s) and s.volume > 0 for group in found for s in group)
     report = generator.report
-    assert report.returned + report.missing == 8 == report.requested
+    assert report.rejected and report.requested == 8 and report.returned == sum(map(len, found)) > 0
 
 
 def test_standard_cells_are_right_handed_and_the_same_crystal():

@@ -200,6 +200,7 @@ def test_slabs_and_molecules_keep_their_cell_and_share_the_batch(potential, salt
     assert results[2]["final_structure"].cell.rank == 0 and results[2]["spacegroup_after"] == ""
     np.testing.assert_allclose(results[3]["final_structure"].cart_coords, final.positions, atol=1e-6)
     assert results[3]["final_structure"].lattice.pbc == (True, True, False)
+    assert results[0]["spacegroup_before"] == results[3]["spacegroup_before"] == ""
 
 
 def test_constraints_are_kept_or_refused(potential, salt):
@@ -213,6 +214,17 @@ def test_constraints_are_kept_or_refused(potential, salt):
     end = relax(salt, potential, cell=False, max_steps=5)[0]["final_structure"]
     shift = end.cart_coords - salt.cart_coords
     assert np.abs(shift[0]).max() < 1e-9 < 1e-6 < np.abs(shift[1]).max()
+    salt.append("H", [0.3, 0.2, 0.25])  # a site added later has no flags: it is free
+    assert salt.site_properties["selective_dynamics"][-1] is None
+    end = relax(salt, potential, cell=False, max_steps=5)[0]["final_structure"]
+    assert np.abs((end.cart_coords - salt.cart_coords)[0]).max() < 1e-9
+    plain = Structure(salt.lattice, salt.species, salt.frac_coords)
+    sheared = AseAtomsAdaptor.get_atoms(plain, msonable=False)
+    sheared.set_cell(sheared.cell[:] @ [[1, 0.12, 0], [0.12, 1, 0.05], [0, 0.05, 1]], scale_atoms=True)
+    sheared.set_constraint(FixCartesian([2], mask=(True, True, False)))
+    final = relax(sheared, potential, max_steps=5)[0]["final_structure"]
+    start, end = (x.get_scaled_positions(wrap=False)[2] @ sheared.cell[:] for x in (sheared, final))
+    assert np.abs(end - start)[:2].max() < 1e-6 < abs(end - start)[2]  # as the cell carries them along
     atoms.set_constraint(FixBondLength(0, 1))
     with pytest.raises(UnsupportedError, match="FixBondLength"):
         relax(atoms, potential)

@@ -47,6 +47,18 @@ def test_a_range_asks_for_every_number() -> None:
     assert [(g.drawn.z, g.want, len(g.cells)) for g in groups] == [(1, 2, 1), (2, 2, 1), (3, 2, 1)]
 
 
+@pytest.mark.parametrize(("formula", "group", "z"), [("FeS2", 205, 4), ("FeSi", 198, 4), ("NaCl", 225, 1)])
+def test_diffusion_draws_a_cell_that_the_group_has_sites_for(formula: str, group: int, z: int) -> None:
+    asked = Reader(PrototypeAtlas.default(), {"max_atoms": 20}, False, "auto", 1, None, group)
+    assert asked.groups(formula, 0, 1)[0].drawn.z == z
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, None), (-3, None), (1, 0), (1, "12"), (1.5, None)])
+def test_sizes_are_whole_numbers(low: int, high: int | None) -> None:
+    with pytest.raises(InputError, match=r"min_atoms|max_atoms"):
+        reader(low=low, high=high)
+
+
 def test_limits() -> None:
     with pytest.raises(TooManyAtomsError, match="max_atoms=22"):
         reader({"max_atoms": 20}, units=11).groups("NaCl", 0, 1)

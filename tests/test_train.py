@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ase import Atoms
 
+from crystalml.calculators import DaoCalculator
 from crystalml.datasets.packed import PackedDataset
-from crystalml.errors import InputError
+from crystalml.elements import symbol
+from crystalml.errors import InputError, UnknownElementError
 from crystalml.models.heads import EnergyScale
 from crystalml.models.model import CrystalModel
 from crystalml.objectives.potential import Potential
@@ -37,7 +40,38 @@ def test_every_recipe_trains_logs_and_resumes(recipe: str, tmp_path: Path) -> No
     assert len(rows) == sum(log.milestone for log in logs) == 3 and float(rows[-1]["val_loss"]) > 0
     model = load_model_file(tmp_path / "model.safetensors")
     assert model.card["recipe"] == recipe and model.card["training"]["train_crystals"] == 12
-    assert list(train(config, _data(0, 12), _data(1, 5))) == []  # the run has ended
+    with pytest.warns(UserWarning, match="had ended, nothing was trained"):
+        assert list(train(config, _data(0, 12), _data(1, 5))) == []
+
+
+def test_a_trained_model_knows_what_it_has_seen(tmp_path: Path) -> None:
+    data = _data(0, 6)
+    salts = data.select(torch.arange(2)).up_to(None)
+    salts = replace(
+        salts, numbers=torch.where(torch.arange(len(salts.numbers)) % 2 == 0, 11, 17).to(data.numbers)
+    )
+    list(train(TrainConfig("dao-p", tmp_path / "a", "tiny", FitConfig(steps=1), compile=False), salts))
+    weights = tmp_path / "a" / "model.safetensors"
+    assert load_model_file(weights).card["elements"] == ["Na", "Cl"]
+    with pytest.raises(UnknownElementError, match="Po"):
+        Atoms("Po", cell=[3, 3, 3], pbc=True).calc = DaoCalculator(weights)
+    wider = TrainConfig("dao-p", tmp_path / "b", "tiny", FitConfig(steps=1), init=weights, compile=False)
+    list(train(wider, data))
+    card = load_model_file(tmp_path / "b" / "model.safetensors").card
+    assert {"Na", "Cl"} | {symbol(z) for z in data.numbers.tolist()} == set(card["elements"])
+    assert card["max_atoms"] == int(data.num_atoms.max()) and card["formula_units"]
+
+
+def test_a_run_that_was_stopped_has_every_step_once_in_its_log(tmp_path: Path) -> None:
+    config = TrainConfig(
+        "dao-p", tmp_path, "tiny", FitConfig(steps=6), pairs=60, validations=3, compile=False
+    )
+    for log in train(config, _data(0, 12)):
+        if log.run.progress.step == 5:
+            break
+    list(train(config, _data(0, 12)))
+    steps = [int(row["step"]) for row in csv.DictReader((tmp_path / "log.csv").open())]
+    assert steps == sorted(set(steps)) and steps[-1] == 6
 
 
 def _tuned(recipe: str, tmp_path: Path, lr: float = 1e-3) -> tuple[CrystalModel, CrystalModel]:
@@ -121,6 +155,9 @@ def test_moduli_are_learned_beside_frames(tmp_path: Path) -> None:
     config = TrainConfig("dao-p", tmp_path, "tiny", FitConfig(steps=2), moduli=moduli, compile=False)
     *_, last = train(config, frames)
     assert last.losses["moduli"] > 0
+    unknown = replace(moduli, labels=moduli.labels | {"bulk_modulus": torch.full((4,), NAN)})
+    with pytest.raises(InputError, match="none of the crystals given as moduli"):
+        next(train(replace(config, moduli=unknown), frames))
 
 
 def _partly_labelled(seed: int, count: int) -> PackedDataset:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -86,7 +87,9 @@ def partners(mine: Crystals, theirs: Crystals) -> NDArray[np.int64] | None:
 
 def _pools(mine: Crystals, theirs: Crystals) -> tuple[list[list[int]], str]:
     """For each reference crystal the places of its samples, and how they were found."""
-    places = {name: i for i, name in enumerate(theirs.names)}
+    own = theirs.targets or [None] * len(theirs)
+    ids = [target or name for target, name in zip(own, theirs.names, strict=True)]
+    places = {name: i for i, name in enumerate(ids)}
     known = [target in places for target in mine.targets]
     if known and all(known):
         if len(places) < len(theirs):
@@ -100,6 +103,12 @@ def _pools(mine: Crystals, theirs: Crystals) -> tuple[list[list[int]], str]:
         i = known.index(False)
         raise InputError(
             f"sample {mine.names[i]} is for {mine.targets[i]!r}, which the reference does not hold"
+        )
+    if mine.targets and all(mine.targets):
+        warnings.warn(
+            f"every sample names its target, the first {mine.targets[0]!r}, and the reference, whose first "
+            f"is {ids[0]!r}, holds none of them: samples are shots at every crystal of their formula",
+            stacklevel=2,
         )
     by_formula: dict[str, list[int]] = defaultdict(list)
     for i in mine.readable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class _Job:
     # --- each crystal on its own ---------------------------------------------------------------------------
     def _table(self, crystals: Crystals) -> dict[str, list[Any]]:
         rows = self.store.each(
-            "geometry 1",
+            "geometry 1" if find_spec("smact") else "geometry 1 without smact",
             crystals.structures,
             crystals.digests(),
             basic,

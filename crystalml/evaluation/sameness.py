@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,8 +42,8 @@ def novel(
         for start in range(0, len(structures), 200):
             yield from known.find(structures[start : start + 200], processes)
 
-    mark = hashlib.blake2b("\n".join(known.names).encode(), digest_size=8).hexdigest()
-    found = store.fill(f"known {mark}", crystals.structures, crystals.digests(), compute, "novelty", progress)
+    kind = f"known crystals {known.digest()}"
+    found = store.fill(kind, crystals.structures, crystals.digests(), compute, "novelty", progress)
     table["known_as"] = found
     table["novel"] = [
         structure is not None and name is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from crystalml.datasets.crysdb import read_parquet
 from crystalml.elements import symbol
 from crystalml.errors import CrystalMLError, FileReadError, InputError
 from crystalml.files import expand, parse
+from crystalml.metrics.duplicates import digest
 
 Source = str | Path | Structure | Atoms | Arrays | Iterable[Any]
 _TARGET_KEYS = ("target", "material_id", "id")
@@ -47,14 +47,6 @@ class Crystals:
     def digests(self) -> list[str]:
         """A digest of each crystal's elements, cell and coordinates (to 1e-6), "" where there is none."""
         return ["" if s is None else digest(s) for s in self.structures]
-
-
-def digest(structure: Structure) -> str:
-    hashed = hashlib.blake2b(digest_size=12)
-    hashed.update(np.array([site.specie.Z for site in structure], np.int16).tobytes())
-    for values in (structure.lattice.matrix, structure.frac_coords):
-        hashed.update((np.round(values, 6) + 0.0).tobytes())  # + 0.0: there is a negative zero
-    return hashed.hexdigest()
 
 
 def read_crystals(source: Source, reference: Crystals | None = None) -> Crystals:
@@ -133,11 +125,11 @@ def _read_path(path: str | Path, reference: Crystals | None, found: _Rows) -> No
     if split and not Path(path).exists():
         raise InputError(f"{path}: only the rows of a Parquet file can be chosen by #split")
     for one in expand(path):
+        if not one.is_file():
+            raise FileReadError(f"{one}: no such file")
         if one.suffix == ".jsonl" and (rows := _benchmark_rows(one)):
             _add_benchmark(one, rows, reference, found)
             continue
-        if not one.is_file():
-            raise FileReadError(f"{one}: no such file")
         try:
             crystals: Sequence[Any] = parse(one)
         except FileReadError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
@@ -17,7 +17,9 @@ from pymatgen.core import Composition, Element, Structure
 
 from crystalml.composition import parse_composition
 from crystalml.device import pick_device
+from crystalml.elements import atomic_number, symbol
 from crystalml.errors import CrystalMLError, InputError, UnsupportedError
+from crystalml.generate import Strategy
 from crystalml.hull.picture import SAMPLE
 from crystalml.hull.result import Exploration, Phase
 from crystalml.journal import Journal
@@ -70,6 +72,8 @@ def explore(
     if n < 1 or max_formulas < 1 or max_formula_atoms < 2:
         values = f"n {n}, max_formulas {max_formulas}, max_formula_atoms {max_formula_atoms}"
         raise InputError(f"n and max_formulas must be at least 1, max_formula_atoms at least 2, not {values}")
+    if draw is None and strategy not in get_args(Strategy):
+        raise InputError(f"strategy must be one of {', '.join(get_args(Strategy))}, not {strategy!r}")
     wanted = (
         _given(formulas, elements)
         if formulas
@@ -101,7 +105,7 @@ def chemical_system(system: str | Sequence[str]) -> tuple[str, ...]:
         raise InputError(
             f"{system!r} is no chemical system: write symbols joined by hyphens, such as Li-Fe-O"
         )
-    return tuple(names)
+    return tuple(sorted({symbol(atomic_number(name)) for name in names}))  # deuterium is hydrogen here
 
 
 def candidates(

@@ -42,16 +42,19 @@ class Denoising:
     sampler: Sampler
     seed: int = 0
 
-    @property
-    def noise_level(self) -> float:
-        """Start level over T."""
-        return (self.sampler.start or 0) / self.sampler.noise.num_steps
-
     def __call__(self, proposals: Sequence[Structure]) -> list[Structure]:
         seeds = [self._seed(structure) for structure in proposals]
         found = denoise_all(proposals, self.model, self.sampler, seeds)
+        card = self.model.card
+        notes = {
+            "denoiser": card.get("name") or card.get("source") or "custom",
+            "denoiser_sha256": card.get("sha256"),
+            "denoiser_steps": len(self.sampler.levels()) - 1,
+            "seed": self.seed,
+        }
         for structure in found:
-            structure.properties["noise_level"] = self.noise_level
+            if "noise_level" in structure.properties:
+                structure.properties.update(notes)
         return found
 
     def _seed(self, proposal: Structure) -> int:

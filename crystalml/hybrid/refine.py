@@ -90,7 +90,11 @@ def relax_all(
 def denoise_all(
     structures: Sequence[Structure], model: CrystalModel, sampler: Sampler, seeds: Sequence[int]
 ) -> list[Structure]:
-    """Each structure noised to the sampler's start level and denoised from there (SDEdit)."""
+    """Each structure noised to the sampler's start level and denoised from there (SDEdit).
+
+    One that comes back as no crystal is as it was. Of the others `properties` say noise_level (start over T)
+    and no longer the prototype's space group, which noise does not keep.
+    """
     if sampler.start is None:
         raise InputError("partial noising needs a sampler with a start level, such as start=200")
     weight = next(model.parameters())
@@ -101,10 +105,15 @@ def denoise_all(
         group = group.to(weight.device)
         out = last(sampler.trajectory(model.denoise, x[group], keys[group]))
         parts |= dict(zip(group.tolist(), out.to("cpu", torch.float64).split(), strict=True))
-    return [
-        _as_structure(parts[i], structure) if _is_crystal(parts[i]) else structure
-        for i, structure in enumerate(structures)
-    ]
+    found = []
+    for i, structure in enumerate(structures):
+        if _is_crystal(parts[i]):
+            structure = _as_structure(parts[i], structure)
+            structure.properties["noise_level"] = sampler.start / sampler.noise.num_steps
+            for name in ("space_group", "space_group_symbol"):
+                structure.properties.pop(name, None)
+        found.append(structure)
+    return found
 
 
 def _kept(start: Structure, crystal: CrystalBatch, result: Relaxed, trust: Trust) -> Structure:

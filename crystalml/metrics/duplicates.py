@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,15 @@ def _same(
         return False
 
 
+def digest(structure: Structure) -> str:
+    """Of the crystal's elements, cell and coordinates, to 1e-6."""
+    hashed = hashlib.blake2b(digest_size=12)
+    hashed.update(np.array([site.specie.Z for site in structure], np.int16).tobytes())
+    for values in (structure.lattice.matrix, structure.frac_coords):
+        hashed.update((np.round(values, 6) + 0.0).tobytes())  # + 0.0: there is a negative zero
+    return hashed.hexdigest()
+
+
 class KnownCrystals:
     """Crystals to look samples up in: by reduced formula first, then by the matcher.
 
@@ -116,6 +126,17 @@ class KnownCrystals:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def digest(self) -> str:
+        """Of names, elements, cells and coordinates: results are of these crystals and of no others."""
+        hashed = hashlib.blake2b("\n".join(self.names).encode(), digest_size=8)
+        if isinstance(self._crystals, Arrays):
+            for values in (self._crystals.numbers, self._crystals.lattice, self._crystals.frac):
+                hashed.update(np.ascontiguousarray(values).tobytes())
+        else:
+            for structure in self._crystals:
+                hashed.update(digest(structure).encode())
+        return hashed.hexdigest()
 
     def candidates(self, structure: Structure) -> list[tuple[str, Structure]]:
         """(name, structure) of all known crystals of the same reduced formula."""

@@ -20,6 +20,7 @@ from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core.composition import Composition
 from pymatgen.core.periodic_table import Element
 
+from crystalml.elements import atomic_number, symbol
 from crystalml.errors import FileReadError, InputError, UnsupportedError
 from crystalml.parallel import process_map
 from crystalml.replacing import replacing
@@ -98,10 +99,10 @@ class HullTable:
 
     def phases(self, elements: Collection[str]) -> dict[str, float]:
         """formula -> formation energy (eV/atom) of all entries made of these elements only, elements too."""
-        chosen = sorted(set(elements))
-        for name in chosen:
+        for name in elements:
             if not Element.is_valid_symbol(name):
                 raise InputError(f"{name!r} is no element; write a system as symbols, such as Li, Fe, O")
+        chosen = sorted({symbol(atomic_number(name)) for name in elements})  # deuterium is hydrogen here
         found = dict.fromkeys(chosen, 0.0)
         for size in range(2, len(chosen) + 1):
             for system in combinations(chosen, size):
@@ -125,13 +126,13 @@ class HullTable:
         built once for each chemical system; systems are spread over processes.
         """
         by_system: dict[System, list[int]] = defaultdict(list)
-        for place, composition in enumerate(compositions):
+        plain = [_plain(composition) for composition in compositions]
+        for place in range(len(plain)):
             if isfinite(energies[place]):
-                by_system[frozenset(element.symbol for element in composition.elements)].append(place)
+                by_system[frozenset(plain[place].chemical_system_set)].append(place)
         out = np.full(len(compositions), np.nan)
         work = [
-            _Task(self.phases(system), [compositions[i] for i in places])
-            for system, places in by_system.items()
+            _Task(self.phases(system), [plain[i] for i in places]) for system, places in by_system.items()
         ]
         done = len(compositions) - sum(map(len, by_system.values()))
         for places, hull in zip(
@@ -189,6 +190,14 @@ def _hull(task: _Task) -> list[float]:
 def _entry(formula: str, energy: float) -> PDEntry:
     composition = Composition(formula)
     return PDEntry(composition, energy * composition.num_atoms)
+
+
+def _plain(composition: Composition) -> Composition:
+    """Elements without charges, deuterium as hydrogen."""
+    amounts: dict[str, float] = defaultdict(float)
+    for name, amount in composition.get_el_amt_dict().items():
+        amounts[symbol(atomic_number(name))] += amount
+    return Composition(amounts)
 
 
 def _reduced(formula: str | Composition) -> str:

@@ -69,7 +69,7 @@ class AtomicEnergyHead(nn.Module):
     """y_i = MLP(h_i) + shift[Z_i] + V_i / std, the crystal's y their mean: N E is a sum over its atoms.
 
     V_i is the encoder's repulsion. shift: (119,) one learned number an element, network units; a run starts
-    it from a fit (`Potential.start`). Starts at E = 0 but for the repulsion.
+    it from a fit (`training.references.fit_shift`). Starts at E = 0 but for the repulsion.
     """
 
     def __init__(self, dim: int, scale: EnergyScale) -> None:

@@ -68,7 +68,9 @@ def bulk_and_shear(c: Tensor) -> tuple[Tensor, Tensor]:
     """K and G (b,) of elastic tensors (b, 6, 6) by Voigt, Reuss and Hill; Voigt's alone of unstable ones."""
     normal, shear, across = _parts(c)
     voigt = ((normal + 2 * across) / 9, (normal - across + 3 * shear) / 15)
-    stable = torch.linalg.eigvalsh(c.detach().double())[:, 0] > _LEAST
+    sound = c.detach().isfinite().all(-1).all(-1)  # LAPACK refuses NaN; the loss keeps it and is skipped
+    certain = torch.where(sound[:, None, None], c.detach().double(), 0.0)
+    stable = sound & (torch.linalg.eigvalsh(certain)[:, 0] > _LEAST)
     safe = torch.where(stable[:, None, None], c, 100 * torch.eye(6, dtype=c.dtype, device=c.device))
     normal, shear, across = _parts(torch.linalg.inv(safe))
     reuss = (1 / (normal + 2 * across), 15 / (4 * normal - 4 * across + 3 * shear))

@@ -12,15 +12,17 @@ import numpy as np
 from pymatgen.core import Structure
 
 from crystalml.composition import whole_number
+from crystalml.convert import space_group_of
 from crystalml.elements import covalent_radii, symbol
 from crystalml.prototypes.atlas import Candidate, PrototypeAtlas, logsumexp
 from crystalml.prototypes.fingerprint import Distinct
-from crystalml.prototypes.symmetry import space_group
+from crystalml.prototypes.symmetry import space_group as group
 
 if TYPE_CHECKING:
     from pymatgen.core import Composition
 
 SUPERCELL = 5.0  # log odds against a crystal being an exact supercell of a smaller prototype
+SYMPREC = 1e-3  # Angstrom: prototypes are exact
 TOO_CLOSE = 0.6  # of the sum of covalent radii: nearer atoms, and the prototype does not fit the elements
 
 
@@ -90,7 +92,7 @@ def predictions(
         for multiple in _divisors(gcd(*counts)):
             cell = {symbol(int(z)): count // multiple for z, count in zip(numbers, counts, strict=True)}
             for candidate in atlas.candidates(cell, same_formula=same_formula):
-                if space_group in (None, space_group_of(atlas, candidate)):
+                if space_group in (None, _group_of(atlas, candidate)):
                     evidence = candidate.evidence - SUPERCELL * (multiple > 1)
                     found.append((evidence, place, multiple, candidate))
     total = logsumexp([item[0] for item in found]) if found else 0.0
@@ -100,19 +102,21 @@ def predictions(
         if _fits(structure):
             if multiple > 1:
                 structure = _supercell(structure, multiple)
-            structure.properties.update(
-                provenance(atlas, replace(candidate, score=evidence - total), multiple)
-            )
-            structure.properties["cell"] = place
+            notes = provenance(atlas, replace(candidate, score=evidence - total), multiple)
+            if candidate.kind == "merged" and (actual := space_group_of(structure, SYMPREC)) is not None:
+                notes["space_group_symbol"], notes["space_group"] = actual  # equal elements may add symmetry
+            if space_group not in (None, notes["space_group"]):
+                continue
+            structure.properties.update(notes, cell=place)
             yield structure
 
 
-def space_group_of(atlas: PrototypeAtlas, candidate: Candidate) -> int:
-    return space_group(int(atlas.tables.hall[candidate.prototype]))[0]
+def _group_of(atlas: PrototypeAtlas, candidate: Candidate) -> int:
+    return group(int(atlas.tables.hall[candidate.prototype]))[0]
 
 
 def provenance(atlas: PrototypeAtlas, candidate: Candidate, multiple: int = 1) -> dict[str, Any]:
-    number, name = space_group(int(atlas.tables.hall[candidate.prototype]))
+    number, name = group(int(atlas.tables.hall[candidate.prototype]))
     return {
         "strategy": "prototype",
         "prototype": atlas.label(candidate.prototype),

@@ -72,7 +72,8 @@ def group_of(atlas: PrototypeAtlas, number: int) -> Group:
 def place(group: Group, numbers: Sequence[int], seed: int) -> tuple[list[Site], list[int]]:
     """Sites and their elements for the atoms of a primitive cell, drawn by popularity.
 
-    Raises InputError where TRIES draws find no way to use up all atoms.
+    Where TRIES draws use up no more than a part of the atoms, the first way that a search finds. Raises
+    InputError if there is none.
     """
     generator = np.random.default_rng(seed)
     amounts = {z: list(numbers).count(z) for z in sorted(set(numbers))}
@@ -92,12 +93,55 @@ def place(group: Group, numbers: Sequence[int], seed: int) -> tuple[list[Site], 
                 break
         else:
             return chosen, elements
+    found = _fill(group, tuple(amounts[z] for z in sorted(amounts, key=lambda z: amounts[z])))
+    if found is not None:
+        order = sorted(amounts, key=lambda z: amounts[z])
+        return [site for sites in found for site in sites], [
+            z for z, sites in zip(order, found, strict=True) for _ in sites
+        ]
     number, name = space_group(group.hall)
     raise InputError(
         f"found no way to place {amounts} (atomic number: atoms) on the sites of {name} ({number}), whose "
         f"primitive cell takes {sorted({site.multiplicity for site in group.sites})} atoms at a time; try "
         "other formula units, or another group"
     )
+
+
+def can_place(group: Group, numbers: Sequence[int]) -> bool:
+    """Whether the space group has sites for the atoms of a primitive cell."""
+    return _fill(group, tuple(sorted(list(numbers).count(z) for z in set(numbers)))) is not None
+
+
+@cache
+def _fill(group: Group, amounts: tuple[int, ...]) -> list[list[Site]] | None:
+    """Sites of every element, which have as many atoms each; None where no choice of sites has.
+
+    A search of all choices: sites without a free coordinate, the popular ones first, serve once.
+    """
+    single = sorted((s for s in group.sites if s.fixed), key=lambda s: -s.popularity)
+    free = {s.multiplicity: s for s in sorted(group.sites, key=lambda s: s.popularity) if not s.fixed}
+    dead: set[tuple[int, int, frozenset[str]]] = set()
+
+    def search(k: int, rest: int, used: frozenset[str]) -> list[list[Site]] | None:
+        """Sites for what is left: rest atoms of element k, and all of those after it."""
+        if rest == 0:
+            if k + 1 == len(amounts):
+                return [[] for _ in amounts]
+            return search(k + 1, amounts[k + 1], used)
+        if (k, rest, used) in dead:
+            return None
+        once = [s for s in single if s.letter not in used]
+        for site in [*once, *free.values()]:
+            if site.multiplicity <= rest:
+                taken = used | {site.letter} if site.fixed else used
+                found = search(k, rest - site.multiplicity, taken)
+                if found is not None:
+                    found[k].append(site)
+                    return found
+        dead.add((k, rest, used))
+        return None
+
+    return search(0, amounts[0], frozenset())
 
 
 def orbits(group: Group, sites: Sequence[Site], elements: Sequence[int]) -> tuple[Orbits, list[int]]:

@@ -189,7 +189,9 @@ class _Run:
             atoms = stay[live.index]
             live = live[stay.nonzero().flatten()]
             energy, force = energy[stay], Vector(force.atoms[atoms], force.cell[stay])
-        live, step = self.optimizer.step(live, energy, pulled_back(live, force))
+        pull = pulled_back(live, force)
+        free = live.site_labels[FREE]  # once more: where the cell is sheared, directions mix
+        live, step = self.optimizer.step(live, energy, Vector(pull.atoms * free, pull.cell))
         return moved(live.replace(labels={**live.labels, "steps": live.labels["steps"] + 1}), step)
 
     def forces(self, live: CrystalBatch, out: Mapping[str, Tensor]) -> Vector:

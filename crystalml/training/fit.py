@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -107,11 +107,17 @@ def optimizers(model: nn.Module, config: FitConfig) -> list[torch.optim.Optimize
     return found
 
 
+_FREE = ("steps", "minutes", "checkpoint_seconds")  # what a run that goes on may change
+
+
 class Run:
     """Model, optimiser, average and progress of one training run; saved and restored whole."""
 
-    def __init__(self, model: nn.Module, config: FitConfig, path: Path | None) -> None:
+    def __init__(
+        self, model: nn.Module, config: FitConfig, path: Path | None, crystals: int | None = None
+    ) -> None:
         self.model, self.config, self.path = model, config, path
+        self.settings = {"crystals": crystals, **{k: v for k, v in asdict(config).items() if k not in _FREE}}
         self.device = next(model.parameters()).device
         self.optimizers = optimizers(model, config)
         self.ema = EMA(model, config.ema)
@@ -130,7 +136,8 @@ class Run:
                 for key, value in optimizer.state.get(p, {}).items():
                     tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
         meta = {name: getattr(self.progress, name) for name in Progress.__dataclass_fields__}
-        write_tensors(self.path, tensors, {"progress": meta, "ema_updates": self.ema.updates})
+        about = {"progress": meta, "ema_updates": self.ema.updates, "settings": self.settings}
+        write_tensors(self.path, tensors, about)
 
     def _restore(self, path: Path) -> None:
         tensors, meta = read_tensors(path)
@@ -138,6 +145,12 @@ class Run:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
+        for name, value in (meta.get("settings") or {}).items():
+            if name in self.settings and value != self.settings[name]:
+                raise TrainingError(
+                    f"{path} was begun with {name} {value}, not {self.settings[name]}: go on with the same "
+                    "settings, or choose another output folder"
+                )
         try:
             self.model.load_state_dict(part("model."))
             self.ema.load(part("ema."), meta["ema_updates"])
@@ -212,7 +225,7 @@ def fit(
     that goes on with another number of processes deals the epoch under way out anew: some of its crystals
     come twice, others not before the next epoch.
     """
-    run = Run(model, config, Path(state) if state is not None else None)
+    run = Run(model, config, Path(state) if state is not None else None, len(data))
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world > 1:
         for value in model.state_dict().values():
@@ -244,10 +257,10 @@ def fit(
                 crystals=p.crystals + len(x) * world,
             )
             last = now
-            if rank == 0 and now - saved > config.checkpoint_seconds:
-                run.save()
-                saved = now
             yield run, {name: value.item() for name, value in losses.items()}
+            if rank == 0 and now - saved > config.checkpoint_seconds:
+                run.save()  # after the yield: what is saved as trained has been dealt with by the caller
+                saved = now
             if run.progress.share(config) >= 1:
                 break
         else:

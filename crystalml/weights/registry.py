@@ -116,8 +116,9 @@ def as_model(
         return load_model(model, device, dtype)
     import torch
 
-    weight = next(model.parameters())
-    if weight.dtype == dtype and weight.device.type == torch.device(device).type and not model.training:
+    weight, wanted = next(model.parameters()), torch.device(device)
+    there = weight.device.type == wanted.type and wanted.index in (None, weight.device.index)
+    if weight.dtype == dtype and there and not model.training:
         return model
     return copy.deepcopy(model).to(device=device, dtype=dtype).eval()
 
@@ -141,8 +142,8 @@ def digest(path: Path) -> str:
 
 
 def fingerprint(model: CrystalModel) -> str:
-    """A digest of the weights in use, wherever they came from."""
-    found = hashlib.blake2b(digest_size=16)
+    """A digest of the network and its weights, wherever they came from."""
+    found = hashlib.blake2b(repr(model.config).encode(), digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         found.update(name.encode())
         found.update(value.detach().float().cpu().numpy().tobytes())

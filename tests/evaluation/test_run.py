@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from pymatgen.core import Lattice, Structure
 
 from crystalml.errors import InputError
 from crystalml.evaluation.run import GROUPS, evaluate
@@ -101,6 +102,27 @@ def test_targets_pair_samples_with_the_reference(judge, salts) -> None:
     drawn[0].properties["target"] = "nobody"
     with pytest.raises(InputError, match="'nobody'"):
         judge(drawn, salts, metrics=["match"])
+
+
+def test_a_reference_goes_by_ids_of_its_own(judge, salts) -> None:
+    reference = [s.copy() for s in salts]
+    for k, structure in enumerate(reference):
+        structure.properties["material_id"] = f"mp-{k}"
+    drawn = [reference[0].copy(), reference[2].copy()]
+    assert judge(drawn, reference, metrics=["match"]).settings["pairing"] == "by target id"
+    for structure in drawn:
+        structure.properties = {"material_id": "another set's"}
+    with pytest.warns(UserWarning, match='names its target, the first "another set\'s"'):
+        assert judge(drawn, reference, metrics=["match"]).settings["pairing"] == "by reduced formula"
+
+
+def test_novelty_is_against_the_crystals_given_not_their_names(judge, salts, tmp_path) -> None:
+    other = Structure(Lattice.cubic(3.4), ["Na", "Cl"], [[0] * 3, [0.5] * 3])  # that of CsCl
+    found = [
+        judge(salts[:1], known=[known], metrics=["novelty"], out=tmp_path)["novel"].value
+        for known in (other, salts[0])
+    ]
+    assert found == [1.0, 0.0]
 
 
 def test_answers_to_the_reference_are_told_from_draws_of_their_own(judge, samples, salts) -> None:

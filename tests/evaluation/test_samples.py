@@ -14,6 +14,12 @@ from crystalml.evaluation.samples import digest, read_crystals, read_table
 from crystalml.write import write_structures
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path) -> None:
+    for name in ("none.jsonl", "none.cif"):
+        with pytest.raises(FileReadError, match=f"{name}: no such file"):
+            read_crystals(tmp_path / name)
+
+
 def test_a_bad_frame_does_not_spoil_the_file(tmp_path, salts) -> None:
     good = salts[0].to_ase_atoms()
     nan = good.copy()

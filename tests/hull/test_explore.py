@@ -58,6 +58,7 @@ def one_below(monkeypatch):
 # --- systems and formulas ---------------------------------------------------------------------------------
 def test_systems() -> None:
     assert chemical_system("Li-Fe-O") == chemical_system(["O", "Fe", "Li", "Fe"]) == ("Fe", "Li", "O")
+    assert chemical_system("D-O") == ("H", "O")
     for wrong in ("Li-Xx", "", "LiFeO", "Li, O"):
         with pytest.raises(InputError, match="Li-Fe-O"):
             chemical_system(wrong)
@@ -144,6 +145,7 @@ def test_a_stopped_search_goes_on(search, tmp_path) -> None:
         ({"n": 0}, "n 0"),
         ({"system": "Na-Qq"}, "Qq"),
         ({"max_formula_atoms": 1}, "2"),
+        ({"strategy": "magic", "draw": None}, "'magic'"),
     ],
 )
 def test_bad_requests_are_refused(search, settings, message) -> None:

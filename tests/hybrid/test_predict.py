@@ -97,6 +97,8 @@ def test_partial_noising_is_seeded_and_said(
         Hybrid(atlas, denoising=Denoising(model, flow, seed))(request, 1)[0][0] for seed in (0, 0, 1)
     )
     assert first.properties["noise_level"] == 0.05
+    assert (first.properties["denoiser"], first.properties["denoiser_steps"]) == ("custom", 2)
+    assert "space_group" not in first.properties  # noise did not keep it
     assert first.lattice == same.lattice and first.lattice != other.lattice
 
 

@@ -27,6 +27,17 @@ def test_worked_by_hand() -> None:
     assert above(table, "Mg", 0.25) == pytest.approx(0.25)  # elements are at 0
 
 
+def test_charges_and_deuterium_are_those_of_their_elements() -> None:
+    table = HullTable.from_entries(["Li2O", "H2O"], [-2.0, -1.0])
+    charged = [
+        Composition({"Li+": 2, "O2-": 1}),
+        Composition("D2O"),
+        Composition({"H+": 1, "D+": 1, "O2-": 1}),
+    ]
+    assert table.above(charged, [-1.5, -1.0, -0.5]).tolist() == pytest.approx([0.5, 0.0, 0.5])
+    assert table.phases(["D", "O"]) == table.phases(["H", "O"])
+
+
 def test_pymatgens_own_numbers() -> None:
     table = HullTable.from_entries(TOY, TOY.values())
     entries = [PDEntry(Composition(f), e * Composition(f).num_atoms) for f, e in TOY.items()]

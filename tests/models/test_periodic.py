@@ -166,9 +166,9 @@ def _scan(model: CrystalModel, a: str, b: str, upto: float) -> tuple[Tensor, Ten
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_close_pairs_repel_whatever_the_weights(a: str, b: str) -> None:
     """Below half the sum of radii the network is blind to the distance, and ZBL falls strictly with it."""
-    r, energy = _scan(build(noise=1.0), a, b, 0.5)
+    _, energy = _scan(build(noise=1.0), a, b, 0.5)
     assert (energy.diff() < 0).all()
-    assert energy[0] - energy[-1] > 5 or len(r) < 2 or float(r[-1]) < 0.32
+    assert (a, b) == ("H", "H") or energy[0] - energy[-1] > 5  # theirs is a scan of 0.01 A
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
@@ -202,7 +202,8 @@ def test_second_derivatives_exist(crystal) -> None:  # type: ignore[no-untyped-d
     hessian = torch.autograd.functional.hessian(energy, torch.zeros_like(x.frac)).flatten(2).flatten(0, 1)  # type: ignore[no-untyped-call]
     assert hessian.isfinite().all()
     torch.testing.assert_close(hessian, hessian.T, rtol=0, atol=1e-8)
-    assert hessian.sum(0).abs().max() < 1e-6 * hessian.abs().max().clamp(min=1) or len(x.numbers) > 1
+    shifted = hessian.view(len(x.numbers), 3, -1).sum(0)  # all atoms together: nothing changes
+    assert shifted.abs().max() < 1e-9 * hessian.abs().max().clamp(min=1)
 
 
 def test_slabs_feel_no_image_along_the_free_axis() -> None:

@@ -157,6 +157,9 @@ def test_unstable_crystals_have_voigts_moduli_and_gradients_all_the_same() -> No
     assert float(k.detach()) == pytest.approx(100 / 3)
     assert float(g.detach()) == pytest.approx((300 + 3 * 80) / 15)
     assert c.grad is not None and c.grad.isfinite().all()
+    broken = torch.stack([torch.full((6, 6), float("nan")), torch.diag(torch.full((6,), 100.0))])
+    k, _ = bulk_and_shear(broken)  # of a step that will be skipped; the other crystal keeps its own
+    assert k.isnan().tolist() == [True, False]
 
 
 def test_voigt_reuss_hill_of_an_isotropic_solid_are_its_own() -> None:

@@ -1,5 +1,7 @@
 """The shipped atlas: small, attributed, exact, and ignorant of what is held out."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 from pymatgen.core import Composition
@@ -7,6 +9,7 @@ from pymatgen.core import Composition
 from crystalml.prototypes import PrototypeAtlas, substitute
 from crystalml.prototypes.atlas import DEFAULT
 from crystalml.prototypes.corpus import HELD, MAX_BYTES
+from crystalml.prototypes.substitute import predictions
 from crystalml.prototypes.symmetry import space_group
 
 
@@ -48,3 +51,15 @@ def test_textbook_structures_come_first(
     best = substitute(formula, 1, num_atoms=num_atoms, atlas=atlas)[0]
     assert best.properties["space_group"] == group
     assert best.volume / len(best) == pytest.approx(volume, rel=0.12)
+
+
+@pytest.mark.parametrize(("formula", "number"), [({"C": 4}, 186), ({"Si": 2}, 216), ({"Zn": 2, "S": 2}, 186)])
+def test_a_space_group_is_that_of_the_crystal_not_of_its_parent(
+    atlas: PrototypeAtlas, formula: dict[str, int], number: int
+) -> None:
+    """One element on both sites of wurtzite or zinc blende has more symmetry than they have."""
+    found = list(islice(predictions([formula], atlas, space_group=number), 3))
+    groups = [s.get_space_group_info(symprec=1e-3)[1] for s in found]
+    assert groups == [s.properties["space_group"] for s in found] == [number] * len(found)
+    free = islice(predictions([formula], atlas), 10)
+    assert all(s.get_space_group_info(symprec=1e-3)[1] == s.properties["space_group"] for s in free)

@@ -20,7 +20,7 @@ from crystalml.noise.product import CrystalNoise
 from crystalml.noise.rng import Draws
 from crystalml.prototypes import PrototypeAtlas
 from crystalml.prototypes.symmetry import space_group, vectors
-from crystalml.prototypes.wyckoff import Group, group_of, orbits, place, primitive_vectors
+from crystalml.prototypes.wyckoff import Group, can_place, group_of, orbits, place, primitive_vectors
 from crystalml.sample.base import as_draws
 from crystalml.sample.predictor_corrector import PredictorCorrector
 from crystalml.sample.probability_flow import ProbabilityFlow
@@ -108,6 +108,28 @@ def test_every_groups_own_cells_are_left_as_they_are() -> None:
         symmetric = torch.matrix_exp(lie.polar(own)[0])
         torch.testing.assert_close(law.cells(symmetric), symmetric, msg=f"group {number}")
         torch.testing.assert_close(law.cells(own @ lie.polar(own)[1].mT), symmetric)
+
+
+def test_what_can_be_placed_is_whatever_the_seed() -> None:
+    atlas = PrototypeAtlas.default()
+    pyrite, iron_silicide = group_of(atlas, 205), group_of(atlas, 198)
+    assert can_place(pyrite, [26] * 4 + [16] * 8) and not can_place(pyrite, [26] * 2 + [16] * 4)
+    assert can_place(iron_silicide, [26] * 4 + [14] * 4) and not can_place(iron_silicide, [26, 14])
+    for number in (205, 216, 194, 62):
+        group = group_of(atlas, number)
+        for amounts in ((4, 8), (1, 1), (4, 4, 12), (2, 2), (8, 16), (3, 5), (24, 12)):
+            numbers = [z for z, count in zip((26, 16, 8), amounts, strict=False) for _ in range(count)]
+            for seed in range(3):
+                if can_place(group, numbers):
+                    sites, elements = place(group, numbers, seed)
+                    filled = Counter[int]()
+                    for site, z in zip(sites, elements, strict=True):
+                        filled[z] += site.multiplicity
+                    assert filled == Counter(numbers)
+                    assert max(Counter(s.letter for s in sites if s.fixed).values(), default=1) == 1
+                else:
+                    with pytest.raises(InputError, match="no way to place"):
+                        place(group, numbers, seed)
 
 
 def test_what_cannot_be_placed_is_refused() -> None:

@@ -78,7 +78,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     killed, state = _model(), tmp_path / "state.safetensors"
     for run, _ in fit(killed, OBJECTIVE, data, _batches(data), config, state=state):
         if run.progress.step == 7:
-            break  # the last state on disk is that of step 7, in the middle of an epoch
+            break  # the last state on disk is that of step 6, in the middle of an epoch
     resumed = _model()
     for run, _ in fit(resumed, OBJECTIVE, data, _batches(data), config, state=state):
         average = run.ema.shadow
@@ -100,6 +100,18 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     other = ModelConfig(CrysformerConfig(24, 1, 2, 8, 4, 8, "log")).build()
     with pytest.raises(TrainingError, match="different run"):
         list(fit(other, OBJECTIVE, data, _batches(data), FitConfig(steps=4), state=state))
+    for wrong, name in (
+        (FitConfig(steps=4, lr=3e-4), "lr 0.001, not 0.0003"),
+        (FitConfig(steps=4, optimizer="muon"), "optimizer adamw, not muon"),
+        (FitConfig(steps=4, seed=1), "seed 0, not 1"),
+    ):
+        with pytest.raises(TrainingError, match=f"begun with {name}"):
+            list(fit(_model(), OBJECTIVE, data, _batches(data), wrong, state=state))
+    fewer = data.select(torch.arange(len(data) - 1))
+    with pytest.raises(TrainingError, match="begun with crystals"):
+        list(fit(_model(), OBJECTIVE, fewer, _batches(fewer), FitConfig(steps=4), state=state))
+    longer = fit(_model(), OBJECTIVE, data, _batches(data), FitConfig(steps=4), state=state)
+    assert len(list(longer)) == 2  # a later end is no other run
 
 
 @dataclass

@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_registered_models_load_with_their_card(shelf, tiny_model):
     assert not model.training
     assert model.card["name"] == "tiny-p" and model.card["training_data"] == "none at all"
     assert model.card["energy"]["units"] == "eV/atom" and len(model.card["sha256"]) == 64
+
+
+def test_fingerprints_tell_networks_apart_that_have_equal_weights(tiny_potential):
+    """What compiled code and caches go by: settings that are no weights count, too."""
+    model, other = tiny_potential(), tiny_potential()
+    assert registry.fingerprint(other) == registry.fingerprint(model)
+    other.config = replace(other.config, encoder=replace(other.config.encoder, scale=2.0))
+    assert registry.fingerprint(other) != registry.fingerprint(model)
 
 
 def test_listing_reads_only_the_registry(shelf):
