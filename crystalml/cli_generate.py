@@ -38,9 +38,7 @@ def generate(
         str, typer.Option(help="auto, hybrid, prototype (known types only) or diffusion.")
     ] = "auto",
     min_atoms: Annotated[int, typer.Option(min=1, help="Smallest cell.")] = 1,
-    max_atoms: Annotated[
-        int | None, typer.Option(min=1, help="Largest cell; default: the atlas's, or training's.")
-    ] = None,
+    max_atoms: Annotated[int | None, typer.Option(min=1, help="Largest cell; default: the atlas's.")] = None,
     space_group: Annotated[str | None, typer.Option(help="Keep this one: 136 or P4_2/mnm.")] = None,
     lattice: Annotated[
         str | None, typer.Option(help="Keep this cell: a,b,c,alpha,beta,gamma (A, degrees).")
