@@ -15,7 +15,6 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.lj import LennardJones
 from ase.calculators.mixing import SumCalculator
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from ase.optimize import BFGS
 
@@ -166,8 +165,6 @@ def test_a_calibrated_potential_says_how_far_it_may_be_off(model: CrystalModel, 
     big.get_potential_energy()
     assert big.calc.results["energy_uncertainty"] == pytest.approx(2 * found)
     assert "energy_uncertainty" not in salt.calc.export_properties()  # ASE has no name for it
-    frozen = SinglePointCalculator(salt, **salt.calc.export_properties())
-    assert frozen.get_potential_energy(salt) == salt.get_potential_energy()
     for name in ("a.traj", "a.extxyz", "a.json"):
         write(tmp_path / name, salt)
         assert read(tmp_path / name).get_potential_energy() == pytest.approx(salt.get_potential_energy())
