@@ -13,7 +13,7 @@ import torch
 from pymatgen.core import Structure
 
 from crystalml import __version__, guard
-from crystalml.convert import space_group_of, to_batch, to_structures
+from crystalml.convert import to_batch, to_structures
 from crystalml.crystal import CrystalBatch
 from crystalml.metrics.validity import MIN_VOLUME
 from crystalml.models.model import CrystalModel
@@ -22,7 +22,7 @@ from crystalml.predict import pack, pair_budget
 from crystalml.progress import ProgressBar
 from crystalml.prototypes import PrototypeAtlas
 from crystalml.prototypes.wyckoff import group_of, orbits, place
-from crystalml.request import SYMPREC, Draw, Fixed
+from crystalml.request import Draw, Fixed
 from crystalml.sample.base import Denoiser, Guide, Hold, Sampler, as_draws
 from crystalml.sample.known import Known
 from crystalml.sample.symmetric import Symmetric
@@ -146,13 +146,9 @@ class Diffusion:
 
     def _accept(self, x: CrystalBatch) -> tuple[Structure | None, str]:
         structure, reason = guard.to_valid_structure(x)
-        wanted = self.fixed.space_group
-        if structure is None or wanted is None:
-            return structure, reason
-        found = space_group_of(structure, SYMPREC)
-        if found is None:
-            return None, "no space group found"
-        return (structure, "") if found[1] == wanted else (None, f"space group {found[1]}, not {wanted}")
+        if structure is not None and (why := self.fixed.broken(structure)):
+            return None, why
+        return structure, reason
 
 
 def known_part(fixed: Fixed, x: CrystalBatch) -> tuple[CrystalBatch, torch.Tensor]:

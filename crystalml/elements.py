@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -46,6 +46,11 @@ def atomic_number(name: str) -> int:
     if name not in _NUMBERS:
         raise UnknownElementError(f"{name!r} is not a chemical element; use a symbol such as 'Na'")
     return _NUMBERS[name]
+
+
+def numbers_of(names: Iterable[str] | None) -> set[int]:
+    """Atomic numbers of symbols, such as the elements of a model's card; none of None."""
+    return {atomic_number(name) for name in names or ()}
 
 
 @cache

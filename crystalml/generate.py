@@ -300,7 +300,7 @@ class StructureGenerator:
                 ]
                 answers = hybrid(requests, [group.want for group in part])
                 for group, structures in zip(part, answers, strict=True):
-                    structures = [s for s in structures if wish.fixed.kept(s)]
+                    structures = [s for s in structures if not wish.fixed.broken(s)]
                     found.append([(s, [s]) for s in structures])
                     for structure in structures:
                         self._label(structure, group, wish)

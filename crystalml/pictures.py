@@ -193,9 +193,14 @@ def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
         return figure, list(np.ravel(figure.subplots(rows, columns)))
 
 
-def _save(figure: Figure, path: Path) -> None:
-    if path.suffix not in SUFFIXES:
+def check_suffix(path: str | Path) -> None:
+    """Raises InputError for a file that is no picture by its ending."""
+    if Path(path).suffix not in SUFFIXES:
         raise InputError(f"{path}: a picture is one of {', '.join(SUFFIXES)}")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    check_suffix(path)
     with replacing(path) as file:
         figure.savefig(file, dpi=160)
 

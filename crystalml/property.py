@@ -23,7 +23,7 @@ from crystalml.datasets.labels import read_labels
 from crystalml.datasets.packed import PackedDataset
 from crystalml.datasets.splits import random_split
 from crystalml.device import pick_device
-from crystalml.elements import atomic_number, symbol
+from crystalml.elements import numbers_of, symbol
 from crystalml.embed import embed, knows_cell
 from crystalml.errors import InputError, TrainingError, UnsupportedError
 from crystalml.learners import N_SAMPLES, Learner, as_learner, method_of, quantiles
@@ -142,7 +142,9 @@ class PropertyPredictor(BaseEstimator):
                 learner.recalibrate(model, val)
             bar.advance(1000 - done)
         seen = torch.unique(torch.cat([train.numbers, val.numbers])).tolist()
-        model.card = self._card(model, sorted(set(seen) | _elements(model.card)), len(train), len(val))
+        model.card = self._card(
+            model, sorted(set(seen) | numbers_of(model.card.get("elements"))), len(train), len(val)
+        )
         self.model_ = model.eval()
         return self
 
@@ -432,11 +434,7 @@ def _packed(x: CrystalBatch, z: Tensor) -> PackedDataset:
 
 
 def _warn_of_strangers(x: CrystalBatch, card: dict[str, Any]) -> None:
-    strange = sorted(set(x.numbers.unique().tolist()) - _elements(card))
+    strange = sorted(set(x.numbers.unique().tolist()) - numbers_of(card.get("elements")))
     if strange and card.get("elements"):
         names = ", ".join(symbol(z) for z in strange)
         warnings.warn(f"never seen in training: {names}; do not trust these predictions", stacklevel=4)
-
-
-def _elements(card: dict[str, Any]) -> set[int]:
-    return {atomic_number(name) for name in card.get("elements", ())}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalml.errors import InputError
-from crystalml.pictures import SUFFIXES
+from crystalml.pictures import check_suffix
 from crystalml.replacing import replacing
 
 LEVELS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.5, 0.55, 0.65, 0.75, 0.85, 0.95)
@@ -62,7 +62,6 @@ def draw(
 
 def check_picture(path: str | Path, crystals: int) -> None:
     """Raises InputError where `draw` could not write this file or has no room for so many crystals."""
-    if Path(path).suffix not in SUFFIXES:
-        raise InputError(f"{path}: a picture is one of {', '.join(SUFFIXES)}")
+    check_suffix(path)
     if not 1 <= crystals <= MAX_DRAWN:
         raise InputError(f"{crystals} crystals do not fit into a picture; give 1 to {MAX_DRAWN}")

@@ -25,7 +25,7 @@ from torch import Tensor
 from crystalml.calculators.ase import DaoCalculator
 from crystalml.convert import COINCIDING, check_whole, is_one, listed, space_group_of, to_batch, told_alone
 from crystalml.crystal import CrystalBatch
-from crystalml.elements import atomic_number
+from crystalml.elements import numbers_of
 from crystalml.errors import CrystalMLError, InputError, NonFiniteError, UnsupportedError
 from crystalml.models.model import CrystalModel
 from crystalml.predict import Predictor, pair_budget
@@ -215,8 +215,7 @@ def _in_batch(
     structures: Iterable[Kind], predictor: Predictor, settings: RelaxSettings
 ) -> Iterator[tuple[int, Outcome[Kind]]]:
     device = next(predictor.model.parameters()).device
-    symbols = predictor.model.card.get("elements")
-    known = {atomic_number(name) for name in symbols} if symbols else None
+    known = numbers_of(predictor.model.card.get("elements")) or None
     bad: deque[tuple[int, Exception]] = deque()
     given: dict[int, tuple[int, Kind, CrystalBatch]] = {}
     numbers = count()

@@ -21,13 +21,13 @@ from crystalml.noise.rng import stable_seed
 from crystalml.prototypes import PrototypeAtlas
 from crystalml.prototypes.align import regroupings
 from crystalml.prototypes.atlas import logsumexp
+from crystalml.prototypes.substitute import SYMPREC
 from crystalml.prototypes.wyckoff import can_place, group_of
 from crystalml.sample.template import FormulaUnits
 
 CompositionLike = str | Composition | Mapping[Any, float]
 FormulaUnitsLike = int | range | Literal["auto"]
 
-SYMPREC = 1e-3  # Angstrom, for the group of a crystal that has it exactly but for float32
 FORMULAS = 12  # likeliest compositions of a chemical system that are looked at
 CLOSEST = MIN_DISTANCE**3 / 2**0.5  # A^3 an atom: the densest packing of spheres that the guard lets through
 LARGEST = 20  # atoms in a cell of a chemical system, where nothing says otherwise
@@ -102,12 +102,14 @@ class Fixed:
         """Whether coordinates or cell are given, which only diffusion can build on."""
         return self.lattice is not None or self.sites is not None
 
-    def kept(self, structure: Structure) -> bool:
-        """Whether spglib finds the space group asked for, if one was."""
+    def broken(self, structure: Structure) -> str:
+        """Why the structure has not the space group asked for, by spglib; "" if it has, or none was."""
         if self.space_group is None:
-            return True
+            return ""
         found = space_group_of(structure, SYMPREC)
-        return found is not None and found[1] == self.space_group
+        if found is None:
+            return "no space group found"
+        return "" if found[1] == self.space_group else f"space group {found[1]}, not {self.space_group}"
 
     def describe(self) -> str:
         """For the provenance of what was made with it."""

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from crystalml import recipes
 from crystalml.crystal import CrystalBatch
 from crystalml.datasets.packed import PackedDataset
-from crystalml.elements import atomic_number, symbol
+from crystalml.elements import numbers_of, symbol
 from crystalml.errors import InputError, TrainingError
 from crystalml.models.derivatives import CompiledPotential
 from crystalml.models.error_bar import with_error_bar
@@ -109,6 +109,7 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
     measure = _Validation(recipe, model, val, config)
     means, share = _Means(), -1.0
     chief = not dist.is_initialized() or dist.get_rank() == 0
+    about = _about(model.card, data) if chief else {}
     run: Run | None = None
     state = config.out / "state.safetensors"
     for run, losses in fit(model, recipe.objective, data, plan, config.fit, state=state):
@@ -117,7 +118,7 @@ def train(config: TrainConfig, data: PackedDataset, val: PackedDataset | None = 
         share = now if share < 0 else share
         if chief and (now >= 1 or now - share >= 1 / config.validations):
             log = Log(run, means.values(), True, measure(model, run))
-            _write(config, recipe, model, log, data)
+            _write(config, recipe, model, log, len(data), about)
             run.save()
             means, share = _Means(), now
             yield log
@@ -274,7 +275,9 @@ class _Validation:
         return means.values()
 
 
-def _write(config: TrainConfig, recipe: Recipe, model: CrystalModel, log: Log, data: PackedDataset) -> None:
+def _write(
+    config: TrainConfig, recipe: Recipe, model: CrystalModel, log: Log, crystals: int, about: dict[str, Any]
+) -> None:
     progress, path = log.run.progress, config.out / "log.csv"
     row = {
         "step": progress.step,
@@ -287,22 +290,25 @@ def _write(config: TrainConfig, recipe: Recipe, model: CrystalModel, log: Log, d
     _append(path, row)
     _tensorboard(config.out, row)
     fit_settings = {k: v for k, v in asdict(config.fit).items() if k != "checkpoint_seconds"}
-    before = model.card  # of the weights that these were begun with, if any
-    known = training_set(data)
     card: dict[str, Any] = {
-        **known,
+        **about,
         "recipe": recipe.name,
-        "training": {**row, "train_crystals": len(data), **fit_settings, "pairs": config.pairs},
-        "elements": [symbol(z) for z in sorted({*map(atomic_number, known["elements"]), *_elements(before)})],
-        "max_atoms": max(known["max_atoms"], before.get("max_atoms") or 0),
-        "energy": before.get("energy"),
+        "training": {**row, "train_crystals": crystals, **fit_settings, "pairs": config.pairs},
     }
     with log.run.ema.applied(model):
         save_model(model, config.out / "model.safetensors", card)
 
 
-def _elements(card: Mapping[str, Any]) -> list[int]:
-    return [atomic_number(name) for name in card.get("elements") or ()]
+def _about(before: Mapping[str, Any], data: PackedDataset) -> dict[str, Any]:
+    """What the card says of the crystals; before: that of the weights a run begins with, if any."""
+    known = training_set(data)
+    seen = numbers_of(known["elements"]) | numbers_of(before.get("elements"))
+    return {
+        **known,
+        "elements": [symbol(z) for z in sorted(seen)],
+        "max_atoms": max(known["max_atoms"], before.get("max_atoms") or 0),
+        "energy": before.get("energy"),
+    }
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:

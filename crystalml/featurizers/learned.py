@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from crystalml.convert import to_batch
 from crystalml.crystal import CrystalBatch
 from crystalml.device import pick_device
-from crystalml.elements import atomic_number
+from crystalml.elements import numbers_of
 from crystalml.embed import embed, knows_cell
 from crystalml.errors import InputError
 from crystalml.featurizers.base import BatchFeaturizer
@@ -80,7 +80,7 @@ class _Learned(BatchFeaturizer):
 
     def _known(self) -> set[int] | None:
         """The elements the model knows, None for all."""
-        return {atomic_number(name) for name in self._loaded().card.get("elements") or ()} or None
+        return numbers_of(self._loaded().card.get("elements")) or None
 
     def _check_all(self, entries: Sequence[Any]) -> list[Any]:
         """One conversion for all: entry by entry it costs five times as much."""

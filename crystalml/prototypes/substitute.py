@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Composition
 
 SUPERCELL = 5.0  # log odds against a crystal being an exact supercell of a smaller prototype
-SYMPREC = 1e-3  # Angstrom: prototypes are exact
+SYMPREC = 1e-3  # Angstrom, for the group of a crystal that has it exactly but for float32
 TOO_CLOSE = 0.6  # of the sum of covalent radii: nearer atoms, and the prototype does not fit the elements
 
 

@@ -77,9 +77,10 @@ def place(group: Group, numbers: Sequence[int], seed: int) -> tuple[list[Site], 
     """
     generator = np.random.default_rng(seed)
     amounts = {z: list(numbers).count(z) for z in sorted(set(numbers))}
+    order = sorted(amounts, key=lambda z: amounts[z])
     for _ in range(TRIES):
         left, chosen, elements = list(group.sites), [], []
-        for z in sorted(amounts, key=lambda z: amounts[z]):
+        for z in order:
             rest = amounts[z]
             while rest and (fits := [site for site in left if site.multiplicity <= rest]):
                 weight = np.array([site.popularity for site in fits], float)
@@ -93,12 +94,9 @@ def place(group: Group, numbers: Sequence[int], seed: int) -> tuple[list[Site], 
                 break
         else:
             return chosen, elements
-    found = _fill(group, tuple(amounts[z] for z in sorted(amounts, key=lambda z: amounts[z])))
-    if found is not None:
-        order = sorted(amounts, key=lambda z: amounts[z])
-        return [site for sites in found for site in sites], [
-            z for z, sites in zip(order, found, strict=True) for _ in sites
-        ]
+    if found := _fill(group, tuple(amounts[z] for z in order)):
+        pairs = [(site, z) for z, sites in zip(order, found, strict=True) for site in sites]
+        return [site for site, _ in pairs], [z for _, z in pairs]
     number, name = space_group(group.hall)
     raise InputError(
         f"found no way to place {amounts} (atomic number: atoms) on the sites of {name} ({number}), whose "
