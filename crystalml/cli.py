@@ -18,6 +18,7 @@ from crystalml.cli_lab import benchmark, lab
 from crystalml.cli_parts import Device, FriendlyGroup, Seed, examples
 from crystalml.cli_property import properties
 from crystalml.errors import InputError
+from crystalml.memory import keep_memory
 
 if TYPE_CHECKING:
     from crystalml.relax import Relaxation
@@ -55,6 +56,7 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
+    keep_memory()
     os.environ.setdefault("SPGLIB_WARNING", "OFF")  # pages of tolerances it tried in vain; errors still come
 
 

@@ -47,7 +47,9 @@ def train(
     optimizer: Annotated[Optimizer, typer.Option(help="muon: fewer, slower steps.")] = "adamw",
     pairs: Annotated[int, typer.Option(min=1, help="Atom pairs a batch, padded: more needs memory.")] = 8_000,
     max_atoms: Annotated[int | None, typer.Option(min=1, help="Leave out larger cells.")] = None,
-    init: Annotated[Path | None, typer.Option(help="Start from these weights (fine-tuning).")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Start from these weights: a file, or a name of `crystalml models`.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out, if there is one.")] = True,
     compile: Annotated[
         bool | None, typer.Option(help="torch.compile: minutes at first, then faster \\[default: on a GPU].")

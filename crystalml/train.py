@@ -30,9 +30,10 @@ from crystalml.objectives.potential import Potential, known_rows
 from crystalml.recipes import Recipe, Size
 from crystalml.replacing import replacing
 from crystalml.training.batches import batches
-from crystalml.training.checkpoint import load_model_file, save_model
+from crystalml.training.checkpoint import save_model
 from crystalml.training.fit import FitConfig, Run, fit
 from crystalml.training.references import fit_shift
+from crystalml.weights import load_model
 from crystalml.weights.registry import training_set
 
 RECIPES: dict[str, Callable[[Size], Recipe]] = {
@@ -53,7 +54,7 @@ class TrainConfig:
     recipe: by its name in `size`, or one of your own making.
     pairs: padded atom pairs a batch may hold (count x atoms^2, or for a potential atoms x neighbours), which
     bounds time and memory.
-    init: weights to start from (fine-tuning); their own architecture replaces `size`.
+    init: weights to start from (fine-tuning), as `load_model` takes them; their architecture replaces `size`.
     moduli: crystals whose elastic moduli a potential learns beside (`crystalml pack-moduli`).
     bf16: matrix products of a compiled potential's slopes in bfloat16 while it learns; validation is in full.
     """
@@ -65,7 +66,7 @@ class TrainConfig:
     pairs: int = 8_000
     max_crystals: int = 256
     max_atoms: int | None = None
-    init: Path | None = None
+    init: str | Path | None = None
     device: str = "cpu"
     compile: bool | None = None
     bf16: bool = False
@@ -157,7 +158,7 @@ def _with_moduli(recipe: Recipe, moduli: PackedDataset | None) -> Recipe:
     return replace(recipe, objective=replace(recipe.objective, moduli=moduli[known.nonzero()[:, 0]]))
 
 
-def _start(init: Path | None, recipe: Recipe) -> CrystalModel:
+def _start(init: str | Path | None, recipe: Recipe) -> CrystalModel:
     """New weights, or those to fine-tune, which have to know the recipe's noise.
 
     They keep their sizes, but a shallower GemsNet is given the recipe's depth and a smaller potential its
@@ -165,7 +166,7 @@ def _start(init: Path | None, recipe: Recipe) -> CrystalModel:
     """
     if init is None:
         return recipe.model.build()
-    model = load_model_file(init)
+    model = load_model(init)
     theirs, ours = model.config.process, recipe.model.process
     if theirs != ours:
         raise InputError(
