@@ -45,10 +45,10 @@ class Trust:
     between them they err less. Measured on validation crystals, see docs/generate.md.
     """
 
-    shift: float = 0.1
-    strain: float = 0.04
-    swelling: float = 0.25
-    share: float = 0.7
+    shift: float = 0.15
+    strain: float = 0.06
+    swelling: float = 0.3
+    share: float = 0.8
 
 
 def judge_all(structures: Sequence[Structure], potential: Predictor) -> list[Judged]:
